@@ -1,0 +1,55 @@
+# make book and make test set up what they need. make help lists the rest.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+PORT ?= 8000
+
+CODE := $(shell find fpmc -name '*.py' -o -name '*.csv')
+export JUPYTER_PREFER_ENV_PATH := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+.PHONY: help setup book test notebooks figure lint clean serve
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/installed ## install everything into .venv (the other targets do this when needed)
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Outputs are cached by the chapters' code; the package's code decides them too.
+_build/.code: $(CODE) requirements.lock
+	@mkdir -p _build
+	rm -rf _build/.jupyter_cache
+	@touch $@
+
+book: .venv/installed _build/.code ## execute every chapter and build the HTML
+	$(BIN)/jupyter-book build . --warningiserror --keep-going
+	$(BIN)/python tests/html.py _build/html
+	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
+
+test: .venv/installed ## run every check: unit and property tests, stored notebooks, consistency
+	$(BIN)/python -m pytest
+
+notebooks: .venv/installed ## execute the chapters and store their text outputs for make test
+	$(BIN)/python tests/notebooks/regenerate.py
+
+figure: .venv/installed ## draw the picture that the README shows, from the landing page's cell
+	$(BIN)/python book/overview.py
+
+lint: .venv/installed ## format and lint the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check . --fix
+
+serve: book ## build the book and serve it on localhost
+	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+clean: ## remove everything that was built; keeps .venv
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis

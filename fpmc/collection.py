@@ -1,0 +1,152 @@
+r"""Filtered posterior mean collections: two operators and a source.
+
+A collection answers a noisy image z at noise level σ with
+
+.. math:: D(z, \sigma) = \Big[\sum_n (R^\top w_{\cdot n}) \odot x_n\Big] \oslash R^\top 1,
+          \qquad w_{kn} = \operatorname{softmax}_n \Big[-\frac{(Q \delta_n)_k}{2\sigma^2} + \log S(x_n)\Big].
+
+Source: Niedoba et al. (2026), equations (7) to (10).
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fpmc.checks import as_images, as_noise_level
+from fpmc.engine import streaming
+from fpmc.operators import Operator
+from fpmc.schedule import nearest_level
+from fpmc.source import Source
+
+__all__ = ["FPMC", "Posterior"]
+
+Operators = Operator | Mapping[float, Operator] | Callable[[float], Operator]
+
+
+class FPMC:
+    """A filtered posterior mean collection, called as ``denoiser(z, sigma)``.
+
+    Args:
+        queries: Q, whose rows are the query precisions q_k: an operator, a {sigma: operator}
+            mapping (the nearest sigma on a logarithmic scale wins), or a function from sigma to an
+            operator.
+        responses: R, whose rows are the response weights r_k, likewise.
+        source: S.
+        budget: Bytes of working memory that a call may take (inputs and result not counted);
+            256 MiB if left out.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: On a call, if Q and R differ in their number of estimators, do not fit the
+            source's images, or leave a pixel without response weight.
+
+    Source: Niedoba et al. (2026), equation (10).
+    """
+
+    def __init__(
+        self,
+        queries: Operators,
+        responses: Operators,
+        source: Source,
+        *,
+        budget: int | None = None,
+    ):
+        if not isinstance(source, Source):
+            raise TypeError(f"source: got {type(source).__name__}, wanted an fpmc.Source")
+        self.source = source
+        self.budget = budget
+        self._queries = _by_level(queries, "queries")
+        self._responses = _by_level(responses, "responses")
+
+    def __repr__(self) -> str:
+        return f"FPMC({self.source!r})"
+
+    def operators(self, sigma: float) -> tuple[Operator, Operator]:
+        """Q and R at a noise level σ > 0."""
+        sigma = as_noise_level(sigma)
+        queries, responses = self._queries(sigma), self._responses(sigma)
+        for name, op in (("queries", queries), ("responses", responses)):
+            fits = isinstance(op, Operator) and op.shape == self.source.shape[-len(op.shape) :]
+            if not fits:
+                raise ValueError(
+                    f"{name}: got {op!r}, wanted an operator on images of shape {self.source.shape}"
+                )
+        if queries.k != responses.k:
+            raise ValueError(
+                f"responses: got {responses.k} estimators, wanted {queries.k}, as many as queries"
+            )
+        return queries, responses
+
+    def __call__(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
+        """The denoised images x̂ = D(z, σ).
+
+        Args:
+            z: Noisy images, floating-point, shape (b, c, h, w). With another forward process,
+                z = α x + σ ε, pass z / α and σ / α.
+            sigma: The noise level σ > 0, one for the whole batch.
+
+        Returns:
+            x̂ in [-1, 1], with z's shape, type and device; differentiable in z and in the matrices
+            of dense operators that require gradients.
+        """
+        sigma, z, queries, responses = self._prepare(z, sigma)
+        uncovered = responses.transpose(torch.ones(responses.k, dtype=torch.float64)) <= 0
+        if uncovered.any():
+            raise ValueError(
+                f"responses: {int(uncovered.sum())} positions have no response weight, wanted a "
+                "positive sum over the estimators everywhere"
+            )
+        return streaming.denoise(z, sigma, queries, responses, self.source, self.budget)
+
+    def posterior(self, z: Float[Tensor, "b c h w"], sigma: float) -> "Posterior":
+        """The filtered posteriors of (9) behind an answer. Arguments as in a call."""
+        sigma, z, queries, _ = self._prepare(z, sigma)
+        return Posterior(z, sigma, queries, self.source, self.budget)
+
+    def _prepare(self, z, sigma) -> tuple[float, Tensor, Operator, Operator]:
+        sigma = as_noise_level(sigma)
+        z = as_images(z, "z", self.source.shape)
+        return sigma, z, *self.operators(sigma)
+
+
+class Posterior:
+    """K filtered posteriors over a source, for each of b noisy images.
+
+    Made by :meth:`FPMC.posterior`. What is asked for is computed then; ``weights`` and ``mean()``
+    are as large as their shapes say, so ask for few noisy images at a time.
+    """
+
+    def __init__(self, z: Tensor, sigma: float, queries: Operator, source: Source, budget=None):
+        self._arguments = (z, sigma, queries, source, budget)
+
+    @property
+    def weights(self) -> Float[Tensor, "b k n"]:
+        """w_kn = p(x_n | z; q_k, S), equation (9): shape (b, k, n), each row sums to 1."""
+        return streaming.posterior_weights(*self._arguments)
+
+    def mean(self) -> Float[Tensor, "b k c h w"]:
+        """The filtered posterior means D_{q_k,S}(z) of (7): shape (b, k, c, h, w)."""
+        return streaming.posterior_means(*self._arguments)
+
+    def effective_number(self) -> Float[Tensor, "b k"]:
+        r"""How many source images each posterior spreads over, :math:`1/\sum_n w_{kn}^2`.
+
+        Shape (b, k), from 1 (one image has all the weight) to N (all have the same): the effective
+        sample size of importance sampling (Kish, 1965).
+        """
+        return streaming.effective_number(*self._arguments)
+
+
+def _by_level(operators: Operators, name: str) -> Callable[[float], Operator]:
+    if isinstance(operators, Operator):
+        return lambda sigma: operators
+    if isinstance(operators, Mapping):
+        return nearest_level(operators, name)
+    if callable(operators):
+        return operators
+    raise TypeError(
+        f"{name}: got {type(operators).__name__}, wanted an operator, a mapping from sigma to "
+        "operators, or a function from sigma to an operator"
+    )

@@ -1,0 +1,73 @@
+"""Folders and ZIPs of images in the layout that EDM's dataset tool writes.
+
+``00000/img00000000.png`` and so on, all of one size, with an optional ``dataset.json`` (class
+labels, which nothing here needs). Images are taken in the order of their paths.
+"""
+
+import io
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+__all__ = ["read_archive"]
+
+SUFFIXES = {".png", ".jpg", ".jpeg"}
+
+
+def read_archive(path: Path) -> np.ndarray:
+    """Read every image below a folder or inside a ZIP.
+
+    Returns:
+        uint8, shape (n, c, h, w), with c = 1 if all are grey and c = 3 otherwise.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or file.
+        ValueError: If the file is not a ZIP, it holds no images, one of them cannot be read or has
+            an alpha channel or palette, or their sizes differ.
+    """
+    with _files(path) as (names, read):
+        images = [_decode(read(name), f"{path}: {name}") for name in tqdm(names, desc=path.name)]
+    if not images:
+        raise ValueError(f"{path}: got no images, wanted PNG or JPEG files in it")
+    sizes = {image.size for image in images}
+    if len(sizes) > 1:
+        raise ValueError(f"{path}: got images of sizes {sorted(sizes)}, wanted one size")
+    mode = "L" if all(image.mode == "L" for image in images) else "RGB"
+    arrays = np.stack([np.asarray(image.convert(mode)) for image in images])
+    channels_last = arrays[..., None] if mode == "L" else arrays
+    return np.ascontiguousarray(channels_last.transpose(0, 3, 1, 2))
+
+
+@contextmanager
+def _files(path: Path) -> Iterator[tuple[list[str], object]]:
+    """The image files' names in order, and a function that reads one."""
+    if path.is_dir():
+        names = (str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+        yield _images(names), lambda name: (path / name).read_bytes()
+    elif not path.exists():
+        raise FileNotFoundError(f"{path}: no such folder or ZIP")
+    elif not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: got a file that is not a ZIP, wanted a ZIP or a folder")
+    else:
+        with zipfile.ZipFile(path) as archive:
+            yield _images(archive.namelist()), archive.read
+
+
+def _images(names) -> list[str]:
+    return sorted(name for name in names if Path(name).suffix.lower() in SUFFIXES)
+
+
+def _decode(content: bytes, where: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{where}: cannot be read as an image ({error})") from error
+    if image.mode not in ("L", "RGB"):
+        raise ValueError(f"{where}: got an image of mode {image.mode}, wanted grey (L) or RGB")
+    return image

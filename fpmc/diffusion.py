@@ -1,0 +1,190 @@
+r"""Diffusion in the EDM parametrisation: z = x + σ ε, noise levels, Tweedie's formula, the sampler.
+
+With α = 1 and σ_t = t the probability-flow ODE is
+
+.. math:: \frac{dz}{d\sigma} = \frac{z - D(z, \sigma)}{\sigma} = -\sigma \nabla \log p_\sigma(z) .
+
+Source: Karras et al. (2022), "Elucidating the Design Space of Diffusion-Based Generative Models".
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from fpmc.checks import as_generator, as_images, as_noise_level, as_whole_number
+
+__all__ = ["Denoiser", "Step", "add_noise", "edm_sigmas", "initial_noise", "sample", "score", "steps"]
+
+Denoiser = Callable[[Tensor, float], Tensor]
+"""A function from (z, sigma) to x̂, both images with shape (b, c, h, w)."""
+
+
+def edm_sigmas(
+    n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Float[Tensor, " n"]:
+    r"""The sampler's noise levels, falling from σ_max to σ_min; the last step, to 0, is implied.
+
+    .. math:: \sigma_i = \Big(\sigma_\max^{1/\rho} + \tfrac{i}{n-1}
+              (\sigma_\min^{1/\rho} - \sigma_\max^{1/\rho})\Big)^\rho, \quad i = 0 … n-1 .
+
+    Args:
+        n: Number of levels, at least 2: 18 for CIFAR-10 in the papers, 40 for 64 × 64 images.
+        sigma_min: The lowest level.
+        sigma_max: The highest level.
+        rho: How far the levels crowd towards σ_min.
+
+    Returns:
+        Shape (n,), float64.
+
+    Raises:
+        TypeError: If n is not a whole number.
+        ValueError: If n < 2, or the levels are not positive and ordered.
+
+    Source: Karras et al. (2022), equation (5).
+    """
+    n = as_whole_number(n, "n", 2)
+    low, high = as_noise_level(sigma_min, "sigma_min"), as_noise_level(sigma_max, "sigma_max")
+    rho = as_noise_level(rho, "rho")
+    if low >= high:
+        raise ValueError(f"sigma_min: got {low}, wanted less than sigma_max = {high}")
+    position = torch.arange(n, dtype=torch.float64) / (n - 1)
+    sigmas = (high ** (1 / rho) + position * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    sigmas[0], sigmas[-1] = high, low
+    return sigmas
+
+
+def add_noise(
+    x: Float[Tensor, "b c h w"], sigma: float, seed: int | torch.Generator
+) -> Float[Tensor, "b c h w"]:
+    """A draw from the forward process, z ~ N(x, σ² I).
+
+    Args:
+        x: Clean images in [-1, 1], shape (b, c, h, w).
+        sigma: The noise level σ > 0.
+        seed: A seed or a generator. The draw is made where the generator lives.
+    """
+    x = as_images(x, "x")
+    generator = as_generator(seed)
+    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device)
+    return x + as_noise_level(sigma) * noise.to(x.device)
+
+
+def initial_noise(
+    n: int, shape: tuple[int, int, int], seed: int | torch.Generator, sigma_max: float = 80.0
+) -> Float[Tensor, "n c h w"]:
+    """Where sampling starts: n draws from N(0, σ_max² I), float32, shape (n, \\*shape).
+
+    Args:
+        n: Number of images.
+        shape: Their (c, h, w).
+        seed: A seed or a generator.
+        sigma_max: The sampler's first noise level.
+    """
+    generator = as_generator(seed)
+    size = (as_whole_number(n, "n", 1), *shape)
+    noise = torch.randn(size, generator=generator, device=generator.device)
+    return as_noise_level(sigma_max, "sigma_max") * noise
+
+
+def score(
+    denoiser: Denoiser, z: Float[Tensor, "b c h w"], sigma: float
+) -> Float[Tensor, "b c h w"]:
+    r"""Tweedie's formula (4): :math:`\nabla \log p_\sigma(z) = (D(z, \sigma) - z) / \sigma^2`.
+
+    Args:
+        denoiser: The posterior mean D.
+        z: Noisy images, shape (b, c, h, w).
+        sigma: The noise level σ > 0.
+    """
+    sigma = as_noise_level(sigma)
+    return (denoiser(z, sigma) - z) / sigma**2
+
+
+class Step(NamedTuple):
+    """One point of a sampling trajectory.
+
+    Attributes:
+        sigma: The noise level, 0 at the end.
+        z: The noisy images there, shape (b, c, h, w); the samples at the end.
+        x_hat: The denoiser's answer to them, shape (b, c, h, w); the samples at the end.
+    """
+
+    sigma: float
+    z: Float[Tensor, "b c h w"]
+    x_hat: Float[Tensor, "b c h w"]
+
+
+def steps(
+    denoiser: Denoiser,
+    z: Float[Tensor, "b c h w"],
+    sigmas: Sequence[float] | Tensor,
+    *,
+    progress: bool = False,
+) -> Iterator[Step]:
+    """The sampler of :func:`sample` one step at a time: a :class:`Step` per noise level, then the end."""
+    levels = _as_levels(sigmas)
+    z = as_images(z, "z")
+    pairs = tqdm(
+        list(itertools.pairwise([*levels, 0.0])), desc="sampling", unit="step", disable=not progress
+    )
+    for sigma, lower in pairs:
+        x_hat = denoiser(z, sigma)
+        yield Step(sigma, z, x_hat)
+        slope = (z - x_hat) / sigma
+        ahead = z + (lower - sigma) * slope
+        if lower > 0:
+            slope = (slope + (ahead - denoiser(ahead, lower)) / lower) / 2
+            ahead = z + (lower - sigma) * slope
+        z = ahead
+    yield Step(0.0, z, z)
+
+
+def sample(
+    denoiser: Denoiser,
+    z: Float[Tensor, "b c h w"],
+    sigmas: Sequence[float] | Tensor,
+    *,
+    progress: bool = False,
+) -> Float[Tensor, "b c h w"]:
+    r"""Integrate the probability-flow ODE from σ_0 to 0 with Heun's method.
+
+    .. math:: \frac{dz}{d\sigma} = \frac{z - D(z, \sigma)}{\sigma}
+
+    Second order; the last step, to 0, is Euler's. n noise levels take 2n − 1 evaluations of the
+    denoiser: 18 take 35.
+
+    Args:
+        denoiser: D.
+        z: Noisy images at the first noise level, shape (b, c, h, w): see :func:`initial_noise`.
+        sigmas: Falling positive noise levels, shape (n,), such as :func:`edm_sigmas`; a closing 0
+            may be left out or given.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The samples, with z's shape and type.
+
+    Raises:
+        TypeError: If z is not a floating-point tensor.
+        ValueError: If the levels do not fall or are not positive, or z has a wrong shape or NaN.
+
+    Source: Karras et al. (2022), algorithm 1; Niedoba et al. (2026), equation (96) and section C.4.
+    """
+    last = None
+    for last in steps(denoiser, z, sigmas, progress=progress):
+        pass
+    return last.z
+
+
+def _as_levels(sigmas: Sequence[float] | Tensor) -> list[float]:
+    levels = [float(sigma) for sigma in sigmas]
+    if levels and levels[-1] == 0:
+        levels.pop()
+    levels = [as_noise_level(sigma, "sigmas") for sigma in levels]
+    if not levels or any(lower >= sigma for sigma, lower in itertools.pairwise(levels)):
+        raise ValueError(f"sigmas: got {levels}, wanted falling positive noise levels")
+    return levels

@@ -1,0 +1,81 @@
+"""How much of the batch and of the source to hold at once, so that a sum stays under its budget."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from fpmc.checks import as_whole_number
+from fpmc.operators import Dense, Ones, Operator
+
+__all__ = ["DEFAULT_BUDGET", "Tile", "tile"]
+
+DEFAULT_BUDGET = 2**28
+"""Working memory of one call, in bytes, unless the caller says otherwise: 256 MiB."""
+
+FLOAT64 = 8
+CACHE_FRIENDLY = 2**25
+FEWEST_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Tile:
+    """b noisy images against n source images at a time."""
+
+    b: int
+    n: int
+
+
+def tile(
+    batch: int,
+    source_size: int,
+    shape: tuple[int, int, int],
+    operators: tuple[Operator, ...],
+    budget: int | None = None,
+    device: torch.device | None = None,
+) -> Tile:
+    """Choose how many noisy images and source images a sum takes at a time.
+
+    Counts what the streaming engine allocates in float64: per noisy image (accumulators), per
+    source image (a converted copy), per pair of the two (differences, log-weights, window sums)
+    and once (the operators' own matrices). On a CPU the pairs are kept within 32 MiB, which is
+    faster than larger tiles: their arrays stay in cache.
+
+    Args:
+        batch: Number of noisy images.
+        source_size: Number of source images N.
+        shape: (c, h, w).
+        operators: Q, and R if the sum answers in pixels.
+        budget: Bytes of working memory; :data:`DEFAULT_BUDGET` if left out.
+        device: Where the sum runs.
+
+    Raises:
+        TypeError: If the budget is not a whole number.
+        ValueError: If one noisy image against one source image does not fit.
+    """
+    budget = DEFAULT_BUDGET if budget is None else as_whole_number(budget, "budget", 1)
+    dimensions, k = math.prod(shape), operators[0].k
+    once = sum(3 * op.matrix.numel() for op in operators if isinstance(op, Dense)) * FLOAT64
+    per_z = (6 * dimensions + 6 * k) * FLOAT64
+    per_x = 5 * dimensions * FLOAT64
+    per_pair = 4 * k * FLOAT64 + sum(_pair_bytes(op) for op in operators)
+
+    room = budget - once
+    least = per_z + per_x + per_pair
+    if room < least:
+        raise ValueError(
+            f"budget: got {budget:,} bytes, wanted at least {once + least:,} for images of shape "
+            f"{shape} and {k} estimators"
+        )
+    fewest = min(FEWEST_IMAGES, source_size, (room - per_z) // (per_x + per_pair))
+    b = min(batch, (room - fewest * per_x) // (per_z + fewest * per_pair))
+    room -= b * per_z
+    if device is None or device.type == "cpu":
+        room = min(room, CACHE_FRIENDLY)
+        b = max(1, min(b, room // (fewest * per_pair)))
+    return Tile(b, max(1, min(source_size, room // (per_x + b * per_pair))))
+
+
+def _pair_bytes(op: Operator) -> int:
+    """Bytes for one noisy and one source image: what differencing, Q and R hold at their peak."""
+    return 0 if isinstance(op, Ones) else 6 * math.prod(op.shape) * FLOAT64

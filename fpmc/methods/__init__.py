@@ -1,0 +1,6 @@
+"""The papers' denoisers, each a choice of Q, R and source."""
+
+from fpmc.methods.optimal import optimal
+from fpmc.methods.pspc import pspc_square
+
+__all__ = ["optimal", "pspc_square"]

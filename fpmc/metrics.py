@@ -1,0 +1,117 @@
+"""How near two sets of images are: errors with their standard errors, and nearest neighbours."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fpmc.checks import as_images
+from fpmc.engine import streaming
+from fpmc.operators import Ones, Operator
+from fpmc.source import Source
+
+__all__ = ["Estimate", "mse", "nearest", "r2"]
+
+
+class Estimate(float):
+    """A mean over samples that carries its standard error; otherwise a float.
+
+    Attributes:
+        standard_error: s / √n with the sample standard deviation s; NaN for a single sample.
+        n: The number of samples.
+    """
+
+    standard_error: float
+    n: int
+
+    def __new__(cls, samples: Float[Tensor, " n"]) -> "Estimate":
+        samples = samples.double()
+        estimate = super().__new__(cls, samples.mean().item())
+        n = len(samples)
+        estimate.n = n
+        estimate.standard_error = samples.std().item() / math.sqrt(n) if n > 1 else math.nan
+        return estimate
+
+    def __str__(self) -> str:
+        return f"{float(self):.4g} ± {self.standard_error:.2g}"
+
+
+def mse(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Estimate:
+    r"""Mean squared error per dimension, :math:`\frac1D \|a - b\|^2`, averaged over the batch.
+
+    Args:
+        a: Images, shape (b, c, h, w).
+        b: Images, the same shape.
+
+    Raises:
+        TypeError: If either is not a floating-point tensor.
+        ValueError: If their shapes differ, or they hold NaN.
+    """
+    a, b = _as_pair(a, "a", b, "b")
+    return Estimate((a - b).square().flatten(1).mean(1))
+
+
+def r2(samples: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"]) -> Estimate:
+    r"""Coefficient of determination of each sample, averaged over the batch.
+
+    .. math:: r^2 = 1 - \frac{\|x - y\|^2}{\|y - \bar y\|^2}
+
+    with y the reference image and ȳ the mean of its D values.
+
+    Args:
+        samples: x, shape (b, c, h, w).
+        reference: y, the same shape.
+
+    Raises:
+        TypeError: If either is not a floating-point tensor.
+        ValueError: If their shapes differ, they hold NaN, or a reference image is constant.
+
+    Source: Niedoba et al. (2026), table 2.
+    """
+    x, y = _as_pair(samples, "samples", reference, "reference")
+    spread = (y - y.mean((1, 2, 3), keepdim=True)).square().flatten(1).sum(1)
+    if (spread == 0).any():
+        raise ValueError("reference: got a constant image, for which r² is not defined")
+    return Estimate(1 - (x - y).square().flatten(1).sum(1) / spread)
+
+
+def nearest(
+    images: Float[Tensor, "b c h w"],
+    source: Source,
+    patches: Operator | None = None,
+    budget: int | None = None,
+) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
+    r"""Each image's nearest source image, or each patch's nearest source patch at the same place.
+
+    The distance is the root of the mean squared difference over a patch's dimensions, so that
+    patches of different sizes compare: :math:`\sqrt{(Q\delta_n)_k / (Q 1)_k}`.
+
+    Args:
+        images: Images in [-1, 1], shape (b, c, h, w).
+        source: Where to look.
+        patches: Q, the patches to compare, for instance ``Box((h, w), p)``; the whole image (k = 1)
+            if left out.
+        budget: Bytes of working memory; 256 MiB if left out.
+
+    Returns:
+        The distance to the nearest, shape (b, k), and its position in the source, shape (b, k).
+
+    Raises:
+        TypeError: If the images are not a floating-point tensor.
+        ValueError: If their shape is not the source's, or they hold NaN.
+    """
+    images = as_images(images, "images", source.shape)
+    patches = Ones(source.shape[1:]) if patches is None else patches
+    squared, position = streaming.nearest(images, patches, source, budget)
+    size = patches.apply(torch.ones(patches.shape, dtype=torch.float64))
+    channels = source.shape[0] if len(patches.shape) == 2 else 1
+    return (squared / (size * channels).to(squared)).sqrt(), position
+
+
+def _as_pair(a: Tensor, name_a: str, b: Tensor, name_b: str) -> tuple[Tensor, Tensor]:
+    a = as_images(a, name_a)
+    b = as_images(b, name_b)
+    if a.shape != b.shape:
+        raise ValueError(f"{name_b}: got shape {tuple(b.shape)}, wanted {tuple(a.shape)}")
+    return a.double(), b.double()

@@ -1,0 +1,220 @@
+r"""Q and R: non-negative linear operators from pixels to estimators, stored by their structure.
+
+An operator is a matrix :math:`A` with a row per estimator k and a column per pixel p (or per
+dimension d). It maps an image-shaped array to one number per estimator, and its transpose maps
+back:
+
+.. math:: (A a)_k = \sum_p A_{kp} a_p, \qquad (A^\top b)_p = \sum_k A_{kp} b_k .
+
+Like a matrix, an operator acts on the first axes and carries the others along: with shape
+(h, w), :meth:`Operator.apply` takes (h, w, \*) to (k, \*). A shape (h, w) means one value per
+pixel, shared by its channels; (c, h, w) one value per dimension.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fpmc.checks import as_whole_number
+
+__all__ = ["Box", "Dense", "Identity", "Ones", "Operator"]
+
+
+class Operator(ABC):
+    """A non-negative linear operator from pixels (or dimensions) to estimators.
+
+    Attributes:
+        shape: (h, w), or (c, h, w) if it tells channels apart.
+        k: The number of estimators K.
+        partition: Whether every pixel belongs to exactly one estimator, with weight 1.
+    """
+
+    shape: tuple[int, ...]
+    k: int
+    partition: bool = False
+
+    @abstractmethod
+    def apply(self, a: Float[Tensor, "..."]) -> Float[Tensor, "k *rest"]:
+        """A a: from (\\*shape, \\*) to (k, \\*)."""
+
+    @abstractmethod
+    def transpose(self, b: Float[Tensor, "k *rest"]) -> Float[Tensor, "..."]:
+        """Aᵀ b: from (k, \\*) to (\\*shape, \\*)."""
+
+    def dense(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "k ..."]:
+        """The matrix itself, with shape (k, \\*shape): row k is the k-th q or r vector."""
+        eye = torch.eye(math.prod(self.shape), dtype=dtype)
+        return self.apply(eye.view(*self.shape, -1)).view(self.k, *self.shape)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={self.shape}, k={self.k})"
+
+
+class Ones(Operator):
+    """One estimator that sees every pixel: q = 1, or r = 1.
+
+    Args:
+        shape: (h, w) or (c, h, w).
+    """
+
+    k = 1
+    partition = True
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = _as_shape(shape)
+
+    def apply(self, a: Float[Tensor, "..."]) -> Float[Tensor, "k *rest"]:
+        return a.sum(dim=tuple(range(len(self.shape)))).unsqueeze(0)
+
+    def transpose(self, b: Float[Tensor, "k *rest"]) -> Float[Tensor, "..."]:
+        return b[0].expand(*self.shape, *b.shape[1:])
+
+
+class Identity(Operator):
+    """One estimator per pixel (or dimension), which sees nothing else: one-hot rows.
+
+    Args:
+        shape: (h, w) or (c, h, w); K is their product.
+    """
+
+    partition = True
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = _as_shape(shape)
+        self.k = math.prod(self.shape)
+
+    def apply(self, a: Float[Tensor, "..."]) -> Float[Tensor, "k *rest"]:
+        return a.reshape(self.k, *a.shape[len(self.shape) :])
+
+    def transpose(self, b: Float[Tensor, "k *rest"]) -> Float[Tensor, "..."]:
+        return b.reshape(*self.shape, *b.shape[1:])
+
+
+class Box(Operator):
+    r"""Squares of side p: the row of centre (i, j) is 1 where −⌊p/2⌋ ≤ Δ ≤ ⌈p/2⌉ − 1 on both axes.
+
+    Both directions are window sums, made from :math:`\log_2 p` shifted additions: no
+    cancellation, and a cost that hardly depends on p.
+
+    Args:
+        shape: (h, w).
+        p: The side of the square, 1 ≤ p ≤ min(h, w).
+        border: ``"valid"`` keeps the (h − p + 1)(w − p + 1) centres whose square fits, row by
+            row; ``"clip"`` keeps all h·w centres and cuts their squares off at the border.
+
+    Raises:
+        TypeError: If p is not a whole number.
+        ValueError: If p or the border is none of these.
+
+    Source: Niedoba et al. (2026), equations (36) and (37).
+    """
+
+    def __init__(self, shape: tuple[int, int], p: int, border: str = "valid"):
+        self.shape = _as_shape(shape)
+        if len(self.shape) != 2:
+            raise ValueError(f"shape: got {shape}, wanted (h, w)")
+        self.p = as_whole_number(p, "p", 1, min(self.shape))
+        if border not in ("valid", "clip"):
+            raise ValueError(f'border: got {border!r}, wanted "valid" or "clip"')
+        self.border = border
+        self.grid = (
+            self.shape if border == "clip" else tuple(side - self.p + 1 for side in self.shape)
+        )
+        self.k = math.prod(self.grid)
+
+    def apply(self, a: Float[Tensor, "..."]) -> Float[Tensor, "k *rest"]:
+        before, after = (0, 0) if self.border == "valid" else (self.p // 2, (self.p - 1) // 2)
+        for axis in (0, 1):
+            a = _window_sum(_pad(a, axis, before, after), axis, self.p)
+        return a.reshape(self.k, *a.shape[2:])
+
+    def transpose(self, b: Float[Tensor, "k *rest"]) -> Float[Tensor, "..."]:
+        b = b.reshape(*self.grid, *b.shape[1:])
+        fits = self.border == "valid"
+        before, after = (self.p - 1,) * 2 if fits else ((self.p - 1) // 2, self.p // 2)
+        for axis in (0, 1):
+            b = _window_sum(_pad(b, axis, before, after), axis, self.p)
+        return b
+
+    def __repr__(self) -> str:
+        return f"Box(shape={self.shape}, p={self.p}, border={self.border!r}, k={self.k})"
+
+
+class Dense(Operator):
+    """Any non-negative matrix, given as such.
+
+    Args:
+        matrix: Row k is the k-th q or r vector as an image: shape (k, h, w) for one value per
+            pixel, (k, c, h, w) for one per dimension. May require gradients.
+
+    Raises:
+        TypeError: If it is not a floating-point tensor.
+        ValueError: If its shape is another, or an entry is negative, NaN or infinite.
+    """
+
+    def __init__(self, matrix: Float[Tensor, "k ..."]):
+        if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
+            got = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
+            raise TypeError(f"matrix: got {got}, wanted a floating-point tensor")
+        if matrix.ndim not in (3, 4) or 0 in matrix.shape:
+            raise ValueError(
+                f"matrix: got shape {tuple(matrix.shape)}, wanted (k, h, w) or (k, c, h, w)"
+            )
+        if not matrix.isfinite().all() or (matrix < 0).any():
+            raise ValueError("matrix: got negative or non-finite entries, wanted entries ≥ 0")
+        self.matrix = matrix
+        self.k, *shape = matrix.shape
+        self.shape = tuple(shape)
+
+    def apply(self, a: Float[Tensor, "..."]) -> Float[Tensor, "k *rest"]:
+        rest = a.shape[len(self.shape) :]
+        flat = a.reshape(math.prod(self.shape), -1)
+        return (self._rows(flat) @ flat).view(self.k, *rest)
+
+    def transpose(self, b: Float[Tensor, "k *rest"]) -> Float[Tensor, "..."]:
+        flat = b.reshape(self.k, -1)
+        return (self._rows(flat).T @ flat).view(*self.shape, *b.shape[1:])
+
+    def dense(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "k ..."]:
+        return self.matrix.to(dtype)
+
+    def _rows(self, like: Tensor) -> Float[Tensor, "k p"]:
+        return self.matrix.reshape(self.k, -1).to(like)
+
+
+def _as_shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple | list | torch.Size) or len(shape) not in (2, 3):
+        raise ValueError(f"shape: got {shape!r}, wanted (h, w) or (c, h, w)")
+    return tuple(as_whole_number(side, "shape", 1) for side in shape)
+
+
+def _pad(a: Tensor, axis: int, before: int, after: int) -> Tensor:
+    """Zeros before and after, along an axis."""
+    if before == after == 0:
+        return a
+    shape = list(a.shape)
+    shape[axis] += before + after
+    padded = a.new_zeros(shape)
+    padded.narrow(axis, before, a.shape[axis]).copy_(a)
+    return padded
+
+
+def _window_sum(a: Tensor, axis: int, p: int) -> Tensor:
+    """Sums over p neighbours along an axis, n to n − p + 1, by doubling the window's length."""
+    length = a.shape[axis] - p + 1
+    total, covered = None, 0
+    power, doubled = 1, a
+    while True:
+        if p & power:
+            part = doubled.narrow(axis, covered, length)
+            total = part if total is None else total + part
+            covered += power
+        if covered == p:
+            return total
+        fits = doubled.shape[axis] - power
+        doubled = doubled.narrow(axis, 0, fits) + doubled.narrow(axis, power, fits)
+        power *= 2

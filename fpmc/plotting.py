@@ -1,0 +1,174 @@
+"""Figures in one style, readable on light and dark pages: image grids, strips over σ, curves over σ."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fpmc.checks import as_images
+from fpmc.metrics import Estimate
+
+__all__ = [
+    "COLOURS",
+    "image_grid",
+    "matrix",
+    "plot_estimates",
+    "sigma_axis",
+    "sigma_strip",
+    "use_style",
+]
+
+COLOURS = {
+    "optimal": "#d1603d",
+    "PSPC-Square": "#3f88c5",
+    "clean": "#8a8f98",
+    "held-out": "#5fa052",
+    "other": "#a06cb5",
+}
+"""A colour per method or kind of image, the same in every figure; mid-tones, for both themes."""
+
+INK = "#7b8088"
+WIDTH = 8.0
+GAP = 0.06
+
+
+def use_style() -> None:
+    """Set matplotlib up: transparent background, mid-grey ink, sharp on dense screens."""
+    plt.rcParams.update(
+        {
+            "figure.facecolor": "none",
+            "axes.facecolor": "none",
+            "savefig.facecolor": "none",
+            "savefig.bbox": "tight",
+            "figure.figsize": (6.0, 3.4),
+            "figure.dpi": 110,
+            "font.size": 10,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": INK,
+            "axes.titlesize": 10,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": INK,
+            "grid.alpha": 0.2,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+            "axes.prop_cycle": plt.cycler(color=list(COLOURS.values())),
+        }
+    )
+    try:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:
+        return
+    set_matplotlib_formats("retina")
+
+
+def image_grid(
+    rows: Mapping[str, Float[Tensor, "m c h w"]],
+    columns: Sequence[str] | None = None,
+    *,
+    width: float = WIDTH,
+) -> Figure:
+    """Rows of images with a label each, columns with a title each; pixels stay squares.
+
+    Args:
+        rows: {label: images in [-1, 1]}, all of one shape (m, c, h, w) with c = 1 or 3; values
+            outside [-1, 1] are clamped.
+        columns: m titles, if any.
+        width: The figure's width in inches, labels included.
+
+    Raises:
+        ValueError: If there is no row, the rows' shapes or the number of titles differ, or c is
+            neither 1 nor 3.
+    """
+    canvas, centres = _canvas(rows)
+    side = canvas.shape[0] / len(rows)
+    label_width = 0.085 * max(len(line) for label in rows for line in label.split("\n"))
+    height = (width - label_width) * canvas.shape[0] / canvas.shape[1]
+    figure, ax = plt.subplots(figsize=(width, height + (0.3 if columns else 0.0)))
+    ax.imshow(canvas, interpolation="nearest", aspect="equal")
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    ax.set_yticks([(i + 0.5) * side - 0.5 for i in range(len(rows))], list(rows))
+    ax.set_xticks([])
+    if columns is not None:
+        if len(columns) != len(centres):
+            raise ValueError(f"columns: got {len(columns)} titles, wanted {len(centres)}")
+        ax.set_xticks(centres, list(columns))
+    return figure
+
+
+def sigma_strip(
+    rows: Mapping[str, Float[Tensor, "m c h w"]], sigmas: Sequence[float], **options
+) -> Figure:
+    """An image grid with a noise level per column. Arguments as in :func:`image_grid`."""
+    return image_grid(rows, [f"σ = {sigma:.3g}" for sigma in sigmas], **options)
+
+
+def matrix(ax: Axes, values: Tensor, title: str) -> None:
+    """Draw a matrix of numbers ≥ 0, white (0) to blue (its largest), with a frame."""
+    ax.imshow(values.detach().cpu(), cmap="Blues", vmin=0, interpolation="nearest")
+    ax.set_title(title)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(False)
+    ax.spines[:].set_visible(True)
+
+
+def sigma_axis(ax: Axes) -> None:
+    """A logarithmic axis of noise levels."""
+    ax.set_xscale("log")
+    ax.set_xlabel("noise level σ")
+
+
+def plot_estimates(
+    ax: Axes, sigmas: Sequence[float], estimates: Sequence[Estimate], label: str, **options
+) -> None:
+    """A curve over σ with a band of two standard errors to either side.
+
+    Args:
+        ax: Where to draw.
+        sigmas: The noise levels.
+        estimates: A mean with its standard error at each.
+        label: The curve's name; one of :data:`COLOURS` gives it that colour.
+        options: For the line.
+    """
+    options.setdefault("color", COLOURS.get(label, COLOURS["other"]))
+    middle = np.array(estimates, dtype=float)
+    error = 2 * np.array([estimate.standard_error for estimate in estimates])
+    sigmas = np.asarray(sigmas, dtype=float)
+    ax.plot(sigmas, middle, marker="o", markersize=3.5, label=label, **options)
+    ax.fill_between(
+        sigmas, middle - error, middle + error, color=options["color"], alpha=0.2, linewidth=0
+    )
+    sigma_axis(ax)
+
+
+def _canvas(rows: Mapping[str, Tensor]) -> tuple[np.ndarray, list[float]]:
+    """One RGBA picture of all rows with see-through gaps, and the columns' centres."""
+    if not rows:
+        raise ValueError("rows: got none, wanted at least one row of images")
+    shape = next(iter(rows.values())).shape
+    m, c, h, w = shape
+    if c not in (1, 3):
+        raise ValueError(f"rows: got images of {c} channels, wanted 1 (grey) or 3 (colour)")
+    gap = max(1, round(GAP * w))
+    canvas = np.zeros((len(rows) * (h + gap) - gap, m * (w + gap) - gap, 4))
+    for i, (label, images) in enumerate(rows.items()):
+        if as_images(images, label).shape != shape:
+            raise ValueError(f"{label}: got shape {tuple(images.shape)}, wanted {tuple(shape)}")
+        pixels = ((images.detach().cpu() + 1) / 2).clamp(0, 1).expand(m, 3, h, w)
+        opaque = torch.cat([pixels, torch.ones(m, 1, h, w)], dim=1).permute(0, 2, 3, 1).numpy()
+        for j, image in enumerate(opaque):
+            top, left = i * (h + gap), j * (w + gap)
+            canvas[top : top + h, left : left + w] = image
+    return canvas, [j * (w + gap) + (w - 1) / 2 for j in range(m)]

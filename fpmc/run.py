@@ -1,0 +1,109 @@
+"""Run a chapter of the book with other parameters.
+
+    python -m fpmc.run book/optimal.md -p data photos -p seed 1 -o out.ipynb
+
+A chapter's parameters are the variables of its cell tagged ``parameters``; jupytext reads the
+chapter, papermill sets them and runs it.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import jupytext
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+
+__all__ = ["main", "parameters_of", "run"]
+
+
+def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict) -> None:
+    """Execute a chapter with these parameters and write the notebook, outputs included.
+
+    The notebook is written beside its final name and renamed when the run ends, also when a cell
+    fails: then it holds everything up to that cell, and the cell's error.
+
+    Args:
+        chapter: A MyST notebook, ``.md``.
+        output: Where the executed notebook goes, ``.ipynb``.
+        parameters: {name: value}; what is left out keeps the chapter's default.
+
+    Raises:
+        FileNotFoundError: If there is no such chapter.
+        ValueError: If a name is not one of the chapter's parameters, or the output is no
+            ``.ipynb``.
+        papermill.exceptions.PapermillExecutionError: If a cell fails.
+    """
+    chapter, output = Path(chapter), Path(output)
+    if not chapter.is_file():
+        raise FileNotFoundError(f"{chapter}: no such chapter")
+    if output.suffix != ".ipynb":
+        raise ValueError(f"output: got {output}, wanted a file name ending in .ipynb")
+    known = parameters_of(chapter)
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        own = "\n".join(f"  {name} = {default}" for name, default in known.items())
+        raise ValueError(
+            f"parameter: {chapter} has no {', '.join(unknown)}; its parameters are\n{own or '  none'}"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".fpmc-run-") as folder:
+        source, executed = Path(folder, "chapter.ipynb"), Path(folder, output.name)
+        jupytext.write(jupytext.read(chapter), source)
+        try:
+            papermill.execute_notebook(source, executed, parameters, kernel_name="python3")
+        finally:
+            if executed.exists():
+                os.replace(executed, output)
+
+
+def parameters_of(chapter: str | os.PathLike) -> dict[str, str]:
+    """A chapter's parameters and their defaults, as they stand in its source."""
+    with tempfile.TemporaryDirectory() as folder:
+        notebook = Path(folder, "chapter.ipynb")
+        jupytext.write(jupytext.read(chapter), notebook)
+        inspected = papermill.inspect_notebook(str(notebook))
+    return {name: details["default"] for name, details in inspected.items()}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line. Returns 0, or 2 if the call is wrong, or 1 if a cell fails."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fpmc.run", description="Run a chapter of the book with other parameters."
+    )
+    parser.add_argument("chapter", help="a chapter, for instance book/optimal.md")
+    parser.add_argument(
+        "-p",
+        "--parameter",
+        dest="parameters",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a parameter; may be given several times",
+    )
+    parser.add_argument("-o", "--output", help="the executed notebook; NAME.ipynb if left out")
+    options = parser.parse_args(arguments)
+    output = Path(options.output or Path(options.chapter).with_suffix(".ipynb").name)
+    parameters = {name: yaml.safe_load(value) for name, value in options.parameters}
+    try:
+        run(options.chapter, output, parameters)
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except PapermillExecutionError as error:
+        print(
+            f"{options.chapter}: cell {error.exec_count} failed, {error.ename}: {error.evalue}\n"
+            f"what ran until there, and the traceback, is in {output}",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"executed notebook: {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The source measure S of (9): the images that a filtered posterior ranges over, and their weights."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fpmc.checks import as_images
+
+__all__ = ["Source", "to_float", "to_uint8"]
+
+
+def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Map pixel values 0 … 255 to [-1, 1]: u ↦ u / 127.5 − 1. Any shape; uint8 in, ``dtype`` out."""
+    return images.to(dtype) / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Map [-1, 1] back to the nearest pixel value 0 … 255, clamping what lies outside. Any shape."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+class Source:
+    r"""A measure with finite support, :math:`S = \sum_n s_n \delta_{x_n}`, on images in [-1, 1].
+
+    The images stay as they are given and where they are (uint8 takes a quarter of the memory of
+    float32, and a memory-mapped array stays on disk): whoever sums over the source reads it a
+    chunk at a time.
+
+    Args:
+        images: x_n, with shape (n, c, h, w): uint8 pixel values 0 … 255, or floating-point
+            values already in [-1, 1]. A torch tensor or a NumPy array.
+        weights: s_n > 0, with shape (n,); scaled to sum to 1. Uniform if left out.
+
+    Raises:
+        TypeError: If the images are neither uint8 nor floating-point.
+        ValueError: If there are none, their shape or range is wrong, they hold NaN, or a weight
+            is not positive.
+
+    Source: S in Niedoba et al. (2026), equation (9).
+    """
+
+    def __init__(self, images: Any, weights: Any = None):
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(images)
+        if isinstance(images, Tensor) and images.dtype == torch.uint8:
+            if images.ndim != 4 or 0 in images.shape:
+                raise ValueError(
+                    f"images: got shape {tuple(images.shape)}, wanted (n, c, h, w), none of them 0"
+                )
+        else:
+            low, high = as_images(images, "images").aminmax()
+            if low < -1 or high > 1:
+                raise ValueError(
+                    f"images: got floating-point values from {low:.4g} to {high:.4g}, wanted them "
+                    "in [-1, 1]; pass pixel values as uint8, and clamp what a network produced"
+                )
+        self.images = images
+        self.log_weights = None if weights is None else _log_weights(weights, len(images))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The images' (c, h, w)."""
+        return tuple(self.images.shape[1:])
+
+    def __repr__(self) -> str:
+        c, h, w = self.shape
+        return f"Source({len(self):,} images, {c} × {h} × {w}, {self.images.dtype})"
+
+    def __getitem__(self, index: Any) -> Float[Tensor, "m c h w"]:
+        """The images at an index (slice, list or tensor of positions), float32 in [-1, 1]."""
+        return self.read(index)
+
+    def read(
+        self, index: Any, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    ) -> Float[Tensor, "m c h w"]:
+        """Read images in [-1, 1] with this dtype, on this device.
+
+        Args:
+            index: A slice, a list or a tensor of positions, with m entries.
+            dtype: The floating-point type of what comes back.
+            device: Where it lies; the source's own device if left out.
+        """
+        if isinstance(index, Tensor):
+            index = index.to(self.images.device)
+        images = self.images[index].to(device or self.images.device)
+        return to_float(images, dtype) if images.dtype == torch.uint8 else images.to(dtype)
+
+
+def _log_weights(weights: Any, n: int) -> Float[Tensor, " n"]:
+    weights = torch.as_tensor(weights, dtype=torch.float64)
+    if tuple(weights.shape) != (n,):
+        raise ValueError(f"weights: got shape {tuple(weights.shape)}, wanted ({n},)")
+    if not (weights.isfinite().all() and (weights > 0).all()):
+        raise ValueError("weights: got values that are not positive and finite, wanted s_n > 0")
+    return (weights / weights.sum()).log()
