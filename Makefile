@@ -32,7 +32,7 @@ _build/.code: $(CODE) requirements.lock
 
 book: .venv/installed _build/.code ## execute every chapter and build the HTML
 	$(BIN)/jupyter-book build . --warningiserror --keep-going
-	$(BIN)/python tests/html.py _build/html
+	$(BIN)/python tests/check_html.py _build/html
 	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
 
 test: .venv/installed ## run every check: unit and property tests, stored notebooks, consistency

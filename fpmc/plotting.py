@@ -16,8 +16,10 @@ from fpmc.metrics import Estimate
 __all__ = [
     "COLOURS",
     "image_grid",
+    "mask_image",
     "matrix",
     "plot_estimates",
+    "plot_identity",
     "sigma_axis",
     "sigma_strip",
     "use_style",
@@ -26,11 +28,12 @@ __all__ = [
 COLOURS = {
     "optimal": "#d1603d",
     "PSPC-Square": "#3f88c5",
-    "clean": "#8a8f98",
     "held-out": "#5fa052",
     "other": "#a06cb5",
 }
 """A colour per method or kind of image, the same in every figure; mid-tones, for both themes."""
+
+Rows = Mapping[str, Float[Tensor, "m c h w"]] | Sequence[tuple[str, Float[Tensor, "m c h w"]]]
 
 INK = "#7b8088"
 WIDTH = 8.0
@@ -72,7 +75,7 @@ def use_style() -> None:
 
 
 def image_grid(
-    rows: Mapping[str, Float[Tensor, "m c h w"]],
+    rows: Rows,
     columns: Sequence[str] | None = None,
     *,
     width: float = WIDTH,
@@ -80,8 +83,8 @@ def image_grid(
     """Rows of images with a label each, columns with a title each; pixels stay squares.
 
     Args:
-        rows: {label: images in [-1, 1]}, all of one shape (m, c, h, w) with c = 1 or 3; values
-            outside [-1, 1] are clamped.
+        rows: {label: images in [-1, 1]}, or pairs of the two where labels repeat; all of one shape
+            (m, c, h, w) with c = 1 or 3; values outside [-1, 1] are clamped.
         columns: m titles, if any.
         width: The figure's width in inches, labels included.
 
@@ -89,16 +92,18 @@ def image_grid(
         ValueError: If there is no row, the rows' shapes or the number of titles differ, or c is
             neither 1 nor 3.
     """
-    canvas, centres = _canvas(rows)
-    side = canvas.shape[0] / len(rows)
-    label_width = 0.085 * max(len(line) for label in rows for line in label.split("\n"))
+    pairs = list(rows.items() if isinstance(rows, Mapping) else rows)
+    labels = [label for label, _ in pairs]
+    canvas, centres = _canvas(pairs)
+    side = canvas.shape[0] / len(pairs)
+    label_width = 0.085 * max(len(line) for label in labels for line in label.split("\n"))
     height = (width - label_width) * canvas.shape[0] / canvas.shape[1]
     figure, ax = plt.subplots(figsize=(width, height + (0.3 if columns else 0.0)))
     ax.imshow(canvas, interpolation="nearest", aspect="equal")
     ax.grid(False)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, labeltop=True, labelbottom=False)
-    ax.set_yticks([(i + 0.5) * side - 0.5 for i in range(len(rows))], list(rows))
+    ax.set_yticks([(i + 0.5) * side - 0.5 for i in range(len(pairs))], labels)
     ax.set_xticks([])
     if columns is not None:
         if len(columns) != len(centres):
@@ -107,11 +112,14 @@ def image_grid(
     return figure
 
 
-def sigma_strip(
-    rows: Mapping[str, Float[Tensor, "m c h w"]], sigmas: Sequence[float], **options
-) -> Figure:
+def sigma_strip(rows: Rows, sigmas: Sequence[float], **options) -> Figure:
     """An image grid with a noise level per column. Arguments as in :func:`image_grid`."""
-    return image_grid(rows, [f"σ = {sigma:.3g}" for sigma in sigmas], **options)
+    return image_grid(rows, [f"σ = {sigma:.2g}" for sigma in sigmas], **options)
+
+
+def mask_image(mask: Float[Tensor, "*m h w"], channels: int) -> Float[Tensor, "*m c h w"]:
+    """A mask with values 0 … 1 as an image: 0 almost black, 1 light grey, visible on any page."""
+    return (1.5 * mask - 0.9).unsqueeze(-3).expand(*mask.shape[:-2], channels, -1, -1)
 
 
 def matrix(ax: Axes, values: Tensor, title: str) -> None:
@@ -153,17 +161,22 @@ def plot_estimates(
     sigma_axis(ax)
 
 
-def _canvas(rows: Mapping[str, Tensor]) -> tuple[np.ndarray, list[float]]:
+def plot_identity(ax: Axes, sigmas: Sequence[float]) -> None:
+    """The error of returning z untouched, σ² per value, as a dotted line."""
+    ax.plot(sigmas, [s**2 for s in sigmas], ":", color=INK, label="not denoising at all, σ²")
+
+
+def _canvas(rows: list[tuple[str, Tensor]]) -> tuple[np.ndarray, list[float]]:
     """One RGBA picture of all rows with see-through gaps, and the columns' centres."""
     if not rows:
         raise ValueError("rows: got none, wanted at least one row of images")
-    shape = next(iter(rows.values())).shape
+    shape = rows[0][1].shape
     m, c, h, w = shape
     if c not in (1, 3):
         raise ValueError(f"rows: got images of {c} channels, wanted 1 (grey) or 3 (colour)")
     gap = max(1, round(GAP * w))
     canvas = np.zeros((len(rows) * (h + gap) - gap, m * (w + gap) - gap, 4))
-    for i, (label, images) in enumerate(rows.items()):
+    for i, (label, images) in enumerate(rows):
         if as_images(images, label).shape != shape:
             raise ValueError(f"{label}: got shape {tuple(images.shape)}, wanted {tuple(shape)}")
         pixels = ((images.detach().cpu() + 1) / 2).clamp(0, 1).expand(m, 3, h, w)
