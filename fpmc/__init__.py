@@ -1,13 +1,15 @@
-"""Filtered posterior mean collections: analytical models of what diffusion networks do.
+r"""Filtered posterior mean collections: analytical models of what diffusion networks do.
 
-A collection is two non-negative linear operators and a source. With
-:math:`\\delta_n = (z - x_n)^2` per pixel,
+A collection is two non-negative linear operators Q and R and a source of images. With
+:math:`\delta_n = (z - x_n)^2` per pixel,
 
-.. math:: \\ell_{kn} = -(Q \\delta_n)_k / 2\\sigma^2, \\quad w_{kn} = \\mathrm{softmax}_n\\, \\ell_{kn},
-          \\quad \\hat x = [\\sum_n (R^\\top w_{\\cdot n}) \\odot x_n] \\oslash R^\\top 1 .
+.. math::
+    \ell_{kn} = -\frac{(Q \delta_n)_k}{2\sigma^2}, \qquad
+    w_{kn} = \operatorname{softmax}_n \ell_{kn}, \qquad
+    \hat{x} = \Big[\sum_n (R^\top w_{\cdot n}) \odot x_n\Big] \oslash R^\top 1 .
 
-``operators`` is where the structure of Q and R lives, ``engine`` where the sum over n is done, and
-``methods`` the papers' denoisers, each a choice of Q, R and source.
+:mod:`fpmc.operators` is where the structure of Q and R lives, :mod:`fpmc.engine` where the sum over
+n is done, and :mod:`fpmc.methods` the papers' denoisers, each a choice of Q, R and source.
 """
 
 from fpmc import data, diffusion, methods, metrics, operators

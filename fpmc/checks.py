@@ -1,4 +1,4 @@
-"""Checks of what callers pass in: one clear error, naming the argument, what came and what was wanted."""
+"""Checks of what callers pass in: one error that names the argument, what came, what was wanted."""
 
 import math
 from numbers import Real

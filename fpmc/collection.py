@@ -2,8 +2,10 @@ r"""Filtered posterior mean collections: two operators and a source.
 
 A collection answers a noisy image z at noise level σ with
 
-.. math:: D(z, \sigma) = \Big[\sum_n (R^\top w_{\cdot n}) \odot x_n\Big] \oslash R^\top 1,
-          \qquad w_{kn} = \operatorname{softmax}_n \Big[-\frac{(Q \delta_n)_k}{2\sigma^2} + \log S(x_n)\Big].
+.. math::
+    D(z, \sigma) = \Big[\sum_n (R^\top w_{\cdot n}) \odot x_n\Big] \oslash R^\top 1, \qquad
+    w_{kn} = \operatorname{softmax}_n
+        \Big[-\frac{(Q \delta_n)_k}{2\sigma^2} + \log S(x_n)\Big] .
 
 Source: Niedoba et al. (2026), equations (7) to (10).
 """

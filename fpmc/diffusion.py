@@ -18,7 +18,16 @@ from tqdm import tqdm
 
 from fpmc.checks import as_generator, as_images, as_noise_level, as_whole_number
 
-__all__ = ["Denoiser", "Step", "add_noise", "edm_sigmas", "initial_noise", "sample", "score", "steps"]
+__all__ = [
+    "Denoiser",
+    "Step",
+    "add_noise",
+    "edm_sigmas",
+    "initial_noise",
+    "sample",
+    "score",
+    "steps",
+]
 
 Denoiser = Callable[[Tensor, float], Tensor]
 """A function from (z, sigma) to x̂, both images with shape (b, c, h, w)."""
@@ -77,7 +86,7 @@ def add_noise(
 def initial_noise(
     n: int, shape: tuple[int, int, int], seed: int | torch.Generator, sigma_max: float = 80.0
 ) -> Float[Tensor, "n c h w"]:
-    """Where sampling starts: n draws from N(0, σ_max² I), float32, shape (n, \\*shape).
+    """Where sampling starts: n draws from N(0, σ_max² I), float32, shape (n, *shape).
 
     Args:
         n: Number of images.
@@ -126,7 +135,7 @@ def steps(
     *,
     progress: bool = False,
 ) -> Iterator[Step]:
-    """The sampler of :func:`sample` one step at a time: a :class:`Step` per noise level, then the end."""
+    """The sampler of :func:`sample` step by step: a :class:`Step` per noise level, then the end."""
     levels = _as_levels(sigmas)
     z = as_images(z, "z")
     pairs = tqdm(
@@ -174,10 +183,8 @@ def sample(
 
     Source: Karras et al. (2022), algorithm 1; Niedoba et al. (2026), equation (96) and section C.4.
     """
-    last = None
-    for last in steps(denoiser, z, sigmas, progress=progress):
-        pass
-    return last.z
+    *_, end = steps(denoiser, z, sigmas, progress=progress)
+    return end.z
 
 
 def _as_levels(sigmas: Sequence[float] | Tensor) -> list[float]:

@@ -7,7 +7,7 @@ back:
 .. math:: (A a)_k = \sum_p A_{kp} a_p, \qquad (A^\top b)_p = \sum_k A_{kp} b_k .
 
 Like a matrix, an operator acts on the first axes and carries the others along: with shape
-(h, w), :meth:`Operator.apply` takes (h, w, \*) to (k, \*). A shape (h, w) means one value per
+(h, w), :meth:`Operator.apply` takes (h, w, *) to (k, *). A shape (h, w) means one value per
 pixel, shared by its channels; (c, h, w) one value per dimension.
 """
 
@@ -39,14 +39,14 @@ class Operator(ABC):
 
     @abstractmethod
     def apply(self, a: Float[Tensor, "..."]) -> Float[Tensor, "k *rest"]:
-        """A a: from (\\*shape, \\*) to (k, \\*)."""
+        """A a: from (*shape, *) to (k, *)."""
 
     @abstractmethod
     def transpose(self, b: Float[Tensor, "k *rest"]) -> Float[Tensor, "..."]:
-        """Aᵀ b: from (k, \\*) to (\\*shape, \\*)."""
+        """Aᵀ b: from (k, *) to (*shape, *)."""
 
     def dense(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "k ..."]:
-        """The matrix itself, with shape (k, \\*shape): row k is the k-th q or r vector."""
+        """The matrix itself, with shape (k, *shape): row k is the k-th q or r vector."""
         eye = torch.eye(math.prod(self.shape), dtype=dtype)
         return self.apply(eye.view(*self.shape, -1)).view(self.k, *self.shape)
 

@@ -1,4 +1,4 @@
-"""Figures in one style, readable on light and dark pages: image grids, strips over σ, curves over σ."""
+"""Figures in one style, readable on light and dark pages: image grids, strips and curves over σ."""
 
 from collections.abc import Mapping, Sequence
 

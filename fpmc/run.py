@@ -47,7 +47,8 @@ def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict)
     if unknown:
         own = "\n".join(f"  {name} = {default}" for name, default in known.items())
         raise ValueError(
-            f"parameter: {chapter} has no {', '.join(unknown)}; its parameters are\n{own or '  none'}"
+            f"parameter: {chapter} has no {', '.join(unknown)}; "
+            f"its parameters are\n{own or '  none'}"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".fpmc-run-") as folder:

@@ -1,4 +1,4 @@
-"""The source measure S of (9): the images that a filtered posterior ranges over, and their weights."""
+"""The source measure S of (9): the images that a filtered posterior ranges over, with weights."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ __all__ = ["Source", "to_float", "to_uint8"]
 
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Map pixel values 0 … 255 to [-1, 1]: u ↦ u / 127.5 − 1. Any shape; uint8 in, ``dtype`` out."""
+    """Map pixel values 0 … 255 to [-1, 1]: u ↦ u / 127.5 − 1. Any shape; uint8 to ``dtype``."""
     return images.to(dtype) / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Map [-1, 1] back to the nearest pixel value 0 … 255, clamping what lies outside. Any shape."""
+    """Map [-1, 1] to the nearest pixel value 0 … 255, clamping what lies outside. Any shape."""
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Check the built book: every page opens without a network, and every link inside it leads somewhere.
+"""Check the built book: pages load nothing from a network, and links inside it lead somewhere.
 
 Usage: python tests/check_html.py _build/html
 """
@@ -56,5 +56,7 @@ def problems(root: Path) -> list[str]:
 
 if __name__ == "__main__":
     wrong = problems(Path(sys.argv[1]))
-    print("\n".join(wrong) or "every page is complete without a network, every link leads somewhere")
+    print(
+        "\n".join(wrong) or "every page is complete without a network, every link leads somewhere"
+    )
     sys.exit(bool(wrong))

@@ -1,4 +1,4 @@
-"""Datasets: images that come with installed packages, and archives in the layout of EDM's dataset tool."""
+"""Datasets: images that come with installed packages, and archives as EDM's dataset tool writes."""
 
 from fpmc.data.datasets import NAMES, Dataset, load
 

@@ -146,7 +146,9 @@ def _read_pair(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         return train, None
     test = read_archive(twin)
     if test.shape[1:] != train.shape[1:]:
-        raise ValueError(f"{twin}: got images {test.shape[1:]}, wanted {train.shape[1:]} as in {path}")
+        raise ValueError(
+            f"{twin}: got images {test.shape[1:]}, wanted {train.shape[1:]} as in {path}"
+        )
     return train, test
 
 

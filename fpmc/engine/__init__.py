@@ -1,1 +1,1 @@
-"""The sum over the source: a reference to read and to test against, and a streaming engine to use."""
+"""The sum over the source: a reference to read and test against, a streaming engine to use."""

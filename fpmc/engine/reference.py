@@ -62,7 +62,10 @@ def filtered_posterior_mean(
     sigma: float,
     log_weights: Float[Tensor, " n"] | None = None,
 ) -> Float[Tensor, " d"]:
-    r"""(7): :math:`D_{q,S}(z) = \sum_n p(x_n|z;q,S)\, x_n`. Arguments as in :func:`filtered_posterior`."""
+    r"""(7): :math:`D_{q,S}(z) = \sum_n p(x_n|z;q,S)\, x_n`.
+
+    Arguments as in :func:`filtered_posterior`.
+    """
     return filtered_posterior(z, images, q, sigma, log_weights) @ images
 
 

@@ -19,7 +19,7 @@ log-weight of 1,500 (half the number of dimensions of a 32 × 32 colour image) h
 cancels leaves an absolute error in ℓ below 1e-3 by the worst-case bound
 :math:`2 D \varepsilon (\|z\|^2 + \|x\|^2) / 2\sigma^2`.
 
-Arrays have the pixels first and the source last, (\*pixels, b, n): operators act on the first
+Arrays have the pixels first and the source last, (*pixels, b, n): operators act on the first
 axes, and every elementwise step runs along n, contiguously.
 """
 
@@ -207,7 +207,7 @@ def _forward(z_t, sigma, queries, responses, source, n):
 def _backward(
     z_t, gradient, answer, log_norm, wanted, sigma, queries, responses, source, n
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    r"""Gradients with respect to z (c, h, w, b), Q and R (k, \*shape).
+    r"""Gradients with respect to z (c, h, w, b), Q and R (k, *shape).
 
     With :math:`\tilde g = g \oslash R^\top 1` and :math:`s_{kn} = (R\,(\tilde g \odot x_n))_k`, the
     softmax gives :math:`\partial \ell_{kn} = w_{kn} (s_{kn} - \sum_m w_{km} s_{km})`. These sum to
@@ -267,7 +267,8 @@ def _tiles(z_t, sigma, queries, source, n, weighted=True) -> Iterator[tuple[Tens
 def _log_normaliser(tiles: Iterator[tuple[Tensor, Tensor]]) -> Float[Tensor, "k b"]:
     total = None
     for _, ell in tiles:
-        part = ell.logsumexp(-1)
+        top = ell.amax(-1)
+        part = ell.sub_(top.unsqueeze(-1)).exp_().sum(-1).log_().add_(top)
         total = part if total is None else torch.logaddexp(total, part)
     return total
 
@@ -307,7 +308,7 @@ def _mix(weights: Float[Tensor, "k b n"], x: Tensor, op: Operator) -> Float[Tens
 
 
 def _project(scaled: Tensor, x: Tensor, responses: Operator) -> tuple[Tensor | None, Tensor]:
-    """g̃ ⊙ x_n per pixel or per dimension (\\*pixels, b, n), and R of it (k, b, n)."""
+    """g̃ ⊙ x_n per pixel or per dimension (*pixels, b, n), and R of it (k, b, n)."""
     if isinstance(responses, Ones):
         return None, (scaled.flatten(0, 2).T @ x.flatten(0, 2)).unsqueeze(0)
     if len(responses.shape) == 3:

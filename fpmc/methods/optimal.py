@@ -8,9 +8,12 @@ __all__ = ["optimal"]
 
 
 def optimal(source: Source, *, budget: int | None = None) -> FPMC:
-    r"""The minimiser of the denoising objective over the source: :math:`D^*(z, \sigma) = \sum_n w_n x_n`.
+    r"""The minimiser of the denoising objective over the source.
 
-    One estimator with q = 1 and r = 1: :math:`w = \operatorname{softmax}_n(-\|z - x_n\|^2 / 2\sigma^2)`.
+    .. math:: D^*(z, \sigma) = \sum_n w_n x_n, \qquad
+              w_n = \operatorname{softmax}_n\big(-\|z - x_n\|^2 / 2\sigma^2\big)
+
+    One estimator, q = 1 and r = 1.
 
     Args:
         source: S.

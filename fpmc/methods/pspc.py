@@ -1,4 +1,4 @@
-"""Patch set posterior composites: denoise every patch on its own, then average where they overlap."""
+"""Patch set posterior composites: denoise every patch on its own, average where they overlap."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ def pspc_square(
     *,
     budget: int | None = None,
 ) -> FPMC:
-    r"""PSPC-Square: q_k the square of side p(σ) centred at k, for the centres whose square fits; r_k = q_k.
+    r"""PSPC-Square: q_k is the square of side p(σ) centred at k, where that fits, and r_k = q_k.
 
     Each p × p patch of z is replaced by its posterior mean over the training patches at the same
     place, and overlapping patches are averaged. With p the side of the image it is the optimal

@@ -1,0 +1,43 @@
+"""What the tests share."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+from jaxtyping import config as jaxtyping_config
+
+settings.register_profile("fpmc", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fpmc"))
+
+
+@pytest.fixture
+def as_users_do():
+    """Switch the tests' shape checks off, so that a wrong call meets the package's own errors."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Handwritten digits."""
+    import fpmc
+
+    return fpmc.data.load("digits")
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """2,000 colour crops."""
+    import fpmc
+
+    return fpmc.data.load("photos", n_train=2_000, n_test=64)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """Each device that is there."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)

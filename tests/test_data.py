@@ -1,0 +1,219 @@
+"""The datasets: embedded ones, archives, and every way in which a file can be wrong."""
+
+import json
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fpmc
+from fpmc.data import load, photos
+from fpmc.metrics import nearest
+from fpmc.source import to_float
+
+
+def write_archive(path, arrays, suffix="png"):
+    """Write images (h, w) or (h, w, 3) as EDM's dataset tool does, to a folder or a ZIP."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.with_suffix("") if path.suffix == ".zip" else path
+    (folder / "00000").mkdir(parents=True)
+    for i, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / "00000" / f"img{i:08d}.{suffix}")
+    (folder / "dataset.json").write_text(json.dumps({"labels": None}))
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in folder.rglob("*.*"):
+                archive.write(file, file.relative_to(folder))
+    return path
+
+
+def random_images(n, shape, seed=0):
+    """Random pixel values."""
+    return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "n_train", "n_test"),
+    [
+        ("digits", (1, 8, 8), 1_500, 297),
+        ("photos", (3, 16, 16), 10_000, 1_000),
+        ("photos32", (3, 32, 32), 10_000, 1_000),
+    ],
+)
+def test_embedded_datasets_have_their_documented_sizes(name, shape, n_train, n_test):
+    dataset = load(name)
+    assert dataset.train.dtype == dataset.test.dtype == torch.uint8
+    assert dataset.train.shape == (n_train, *shape)
+    assert dataset.test.shape == (n_test, *shape)
+
+
+@pytest.mark.parametrize("name", ["digits", "photos"])
+def test_the_seed_decides_the_split(name):
+    first, again, other = (load(name, n_train=200, n_test=50, seed=s) for s in (0, 0, 1))
+    assert torch.equal(first.train, again.train)
+    assert torch.equal(first.test, again.test)
+    assert not torch.equal(first.train, other.train)
+
+
+def test_a_longer_draw_begins_with_the_shorter_one():
+    short, long = (load("photos", n_train=n, n_test=10) for n in (100, 300))
+    assert torch.equal(short.train, long.train[:100])
+
+
+def test_digits_are_split_into_disjoint_parts():
+    dataset = load("digits")
+    together = torch.cat([dataset.train, dataset.test]).flatten(1)
+    assert len(together) == 1_797
+    distance, _ = nearest(to_float(dataset.test), fpmc.Source(dataset.train))
+    assert distance.min() > 0
+
+
+@pytest.mark.parametrize("side", photos.SCALES)
+@pytest.mark.parametrize("name", photos.PHOTOGRAPHS)
+def test_no_pixel_of_a_photograph_is_in_both_splits(name, side):
+    used = {}
+    for split in ("train", "test"):
+        used[split] = np.zeros(photos._test_cells(name).shape, bool)
+        for scale in photos.SCALES[side]:
+            _, is_test = photos._shrunk(name, scale)
+            allowed = is_test if split == "test" else photos._is_train(name, scale)
+            places = photos._places(allowed, side)
+            assert len(places) > 0
+            for row, column in places:
+                top, left = row * scale, column * scale
+                used[split][top : top + side * scale, left : left + side * scale] = True
+    assert not (used["train"] & used["test"]).any()
+
+
+def test_a_crop_is_a_piece_of_its_photograph():
+    pixels, _ = photos._shrunk("chelsea", 2)
+    full = np.asarray(photos._photograph("chelsea"), dtype=float)
+    block = full[10:12, 20:22].mean((0, 1))
+    assert np.abs(pixels[5, 10] - block).max() <= 0.5
+
+
+def test_both_splits_look_alike():
+    dataset = load("photos")
+    train, test = (to_float(part) for part in (dataset.train, dataset.test))
+    assert abs(train.mean() - test.mean()) < 0.15
+    assert abs(train.std() - test.std()) < 0.15
+
+
+@pytest.mark.parametrize("kind", ["images.zip", "images"])
+@pytest.mark.parametrize("shape", [(6, 6, 3), (6, 6)])
+def test_archives_are_read_in_order(tmp_path, kind, shape):
+    arrays = random_images(30, shape)
+    dataset = load(write_archive(tmp_path / kind, arrays), n_test=0)
+    expected = arrays[..., None] if len(shape) == 2 else arrays
+    assert torch.equal(dataset.train, torch.from_numpy(expected.transpose(0, 3, 1, 2).copy()))
+    assert dataset.test.shape == (0, *dataset.train.shape[1:])
+
+
+def test_an_archive_without_a_test_set_holds_out_a_tenth(tmp_path):
+    path = write_archive(tmp_path / "images.zip", random_images(40, (4, 4, 3)))
+    dataset = load(path)
+    assert len(dataset.train) == 36
+    assert len(dataset.test) == 4
+    together = torch.cat([dataset.train, dataset.test]).flatten(1)
+    assert len(together.unique(dim=0)) == 40
+    assert not torch.equal(dataset.test, load(path, seed=1).test)
+
+
+def test_a_train_archive_brings_its_test_twin(tmp_path):
+    write_archive(tmp_path / "cats-train.zip", random_images(20, (4, 4, 3)))
+    write_archive(tmp_path / "cats-test.zip", random_images(7, (4, 4, 3), 1))
+    dataset = load(tmp_path / "cats-train.zip", n_train=15)
+    assert len(dataset.train) == 15
+    assert len(dataset.test) == 7
+
+
+def test_cifar10_comes_from_zips_below_root(tmp_path, monkeypatch):
+    write_archive(tmp_path / "cifar10-train.zip", random_images(20, (32, 32, 3)), "jpg")
+    write_archive(tmp_path / "cifar10-test.zip", random_images(5, (32, 32, 3), 1), "jpg")
+    assert load("cifar10", tmp_path).train.shape == (20, 3, 32, 32)
+    monkeypatch.setenv("FPMC_DATA", str(tmp_path))
+    assert load("cifar10").test.shape == (5, 3, 32, 32)
+
+
+def test_cifar10_without_a_working_torchvision_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(ImportError, match=r"pip install torch torchvision .*or put cifar10-train"):
+        load("cifar10", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "side"), [("ffhq64", 64), ("afhqv2-64", 64)])
+def test_large_datasets_are_found_below_root_or_the_error_says_how_to_make_them(
+    tmp_path, name, side
+):
+    file = {"ffhq64": "ffhq-64x64.zip", "afhqv2-64": "afhqv2-64x64.zip"}[name]
+    with pytest.raises(
+        FileNotFoundError, match=rf"dataset_tool\.py .*--dest={file} --resolution=64x64"
+    ):
+        load(name, tmp_path)
+    write_archive(tmp_path / file, random_images(3, (side, side, 3)))
+    assert load(name, tmp_path, n_test=0).train.shape == (3, 3, side, side)
+
+
+@pytest.mark.usefixtures("as_users_do")
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"name": "imagenet"}, ValueError, "name: got 'imagenet', wanted one of digits, photos,"),
+        ({"name": "digits", "n_train": 0}, ValueError, "n_train: got 0"),
+        (
+            {"name": "digits", "n_train": 5_000},
+            ValueError,
+            "n_train: got 5,000, but digits holds 1,500",
+        ),
+        ({"name": "digits", "n_test": 1_797}, ValueError, "n_test: got 1797"),
+        ({"name": "digits", "n_test": -1}, ValueError, "n_test: got -1"),
+        ({"name": "photos", "n_train": 1.5}, TypeError, "n_train: got 1.5"),
+        ({"name": "photos", "seed": -1}, ValueError, "seed: got -1"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, says):
+    with pytest.raises(error) as caught:
+        load(**arguments)
+    assert says in str(caught.value)
+
+
+class TestBadArchives:
+    """Each error names the file."""
+
+    def test_no_zip(self, tmp_path):
+        path = tmp_path / "images.zip"
+        path.write_text("not a zip")
+        with pytest.raises(ValueError, match=r"images\.zip: got a file that is not a ZIP"):
+            load(path)
+
+    def test_no_images(self, tmp_path):
+        with pytest.raises(ValueError, match="got no images"):
+            load(write_archive(tmp_path / "images.zip", []))
+
+    def test_a_broken_image(self, tmp_path):
+        folder = write_archive(tmp_path / "images", random_images(3, (4, 4, 3)))
+        broken = folder / "00000" / "img00000001.png"
+        broken.write_bytes(broken.read_bytes()[:40])
+        with pytest.raises(ValueError, match=r"img00000001\.png: cannot be read as an image"):
+            load(folder)
+
+    def test_images_of_two_sizes(self, tmp_path):
+        folder = write_archive(tmp_path / "images", random_images(3, (4, 4, 3)))
+        Image.fromarray(random_images(1, (5, 4, 3))[0]).save(folder / "00000" / "other.png")
+        with pytest.raises(ValueError, match=r"got images of sizes \[\(4, 4\), \(4, 5\)\]"):
+            load(folder)
+
+    def test_an_alpha_channel(self, tmp_path):
+        folder = write_archive(tmp_path / "images", random_images(2, (4, 4, 4)))
+        with pytest.raises(ValueError, match="got an image of mode RGBA"):
+            load(folder)
+
+    def test_a_twin_of_another_size(self, tmp_path):
+        write_archive(tmp_path / "a-train.zip", random_images(3, (4, 4, 3)))
+        write_archive(tmp_path / "a-test.zip", random_images(3, (5, 5, 3)))
+        with pytest.raises(ValueError, match=r"a-test\.zip: got images \(3, 5, 5\)"):
+            load(tmp_path / "a-train.zip")

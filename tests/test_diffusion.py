@@ -1,0 +1,138 @@
+"""Noise levels, the forward process, Tweedie's formula and the sampler."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fpmc
+from fpmc import Source, diffusion
+from fpmc.source import to_uint8
+from tests.helpers import images
+
+VARIANCE = torch.linspace(0.01, 1, 32, dtype=torch.float64).view(1, 2, 4, 4)
+
+
+def gaussian(z, sigma):
+    """The posterior mean for independent Gaussian data."""
+    return VARIANCE / (VARIANCE + sigma**2) * z
+
+
+@given(st.integers(2, 60), st.floats(1e-3, 0.1), st.floats(1, 100), st.floats(0.5, 10))
+def test_noise_levels_fall_from_the_highest_to_the_lowest(n, low, high, rho):
+    sigmas = diffusion.edm_sigmas(n, low, high, rho)
+    assert sigmas.shape == (n,)
+    assert sigmas[0] == high
+    assert sigmas[-1] == low
+    assert (sigmas.diff() < 0).all()
+    roots = sigmas ** (1 / rho)
+    torch.testing.assert_close(roots.diff(), roots.diff().mean().expand(n - 1))
+
+
+def test_eighteen_steps_are_thirty_five_evaluations():
+    for n, evaluations in ((18, 35), (40, 79)):
+        calls = []
+
+        def counted(z, sigma, calls=calls):
+            calls.append(sigma)
+            return gaussian(z, sigma)
+
+        diffusion.sample(counted, 80 * torch.ones_like(VARIANCE), diffusion.edm_sigmas(n))
+        assert len(calls) == evaluations
+
+
+def test_heun_converges_at_second_order_to_the_known_solution():
+    start = 80 * torch.ones_like(VARIANCE)
+    errors = []
+    for n in (40, 80, 160, 320):
+        *_, last, _ = diffusion.steps(gaussian, start, diffusion.edm_sigmas(n))
+        exact = start * ((VARIANCE + last.sigma**2) / (VARIANCE + 80**2)).sqrt()
+        errors.append((last.z - exact).norm() / exact.norm())
+    for coarse, fine in itertools.pairwise(errors):
+        assert 3.5 < coarse / fine < 4.5
+
+
+def test_the_last_step_is_eulers_and_ends_in_the_denoisers_answer():
+    start = 80 * torch.ones_like(VARIANCE)
+    *_, last, end = diffusion.steps(gaussian, start, diffusion.edm_sigmas(10))
+    torch.testing.assert_close(end.z, last.x_hat)
+    assert end.sigma == 0
+    assert torch.equal(diffusion.sample(gaussian, start, diffusion.edm_sigmas(10)), end.z)
+
+
+def test_a_closing_zero_may_be_given():
+    start = 80 * torch.ones_like(VARIANCE)
+    sigmas = diffusion.edm_sigmas(10).tolist()
+    open_ended, closed = (diffusion.sample(gaussian, start, s) for s in (sigmas, [*sigmas, 0.0]))
+    assert torch.equal(open_ended, closed)
+
+
+def test_tweedie_is_the_gradient_of_the_log_density():
+    x = images(6, (1, 3, 3), 0, torch.float64)
+    z = images(2, (1, 3, 3), 1, torch.float64).requires_grad_()
+    sigma = 0.6
+    log_p = (-((z[:, None] - x) ** 2).flatten(2).sum(-1) / (2 * sigma**2)).logsumexp(1)
+    (expected,) = torch.autograd.grad(log_p.sum(), z)
+    score = diffusion.score(fpmc.methods.optimal(Source(x)), z, sigma)
+    torch.testing.assert_close(score, expected)
+
+
+def test_the_optimal_denoisers_samples_are_training_images(digits):
+    source = Source(digits.train)
+    z = diffusion.initial_noise(16, source.shape, 0)
+    samples = diffusion.sample(fpmc.methods.optimal(source), z, diffusion.edm_sigmas(18))
+    _, index = fpmc.metrics.nearest(samples, source)
+    assert torch.equal(to_uint8(samples), digits.train[index[:, 0]])
+
+
+def test_noise_has_the_standard_deviation_it_is_asked_for():
+    x = torch.zeros(64, 3, 16, 16)
+    assert diffusion.add_noise(x, 0.3, 0).std() == pytest.approx(0.3, rel=0.01)
+    assert diffusion.initial_noise(64, (3, 16, 16), 0).std() == pytest.approx(80, rel=0.01)
+
+
+def test_a_seed_or_a_generator_decides_every_draw():
+    x = torch.zeros(2, 1, 4, 4)
+    for draw in (
+        lambda seed: diffusion.add_noise(x, 1.0, seed),
+        lambda seed: diffusion.initial_noise(2, (1, 4, 4), seed),
+    ):
+        assert torch.equal(draw(3), draw(torch.Generator().manual_seed(3)))
+        assert not torch.equal(draw(3), draw(4))
+
+
+def test_progress_is_shown_when_asked_for(capsys):
+    diffusion.sample(gaussian, torch.ones_like(VARIANCE), [2.0, 1.0])
+    assert "sampling" not in capsys.readouterr().err
+    diffusion.sample(gaussian, torch.ones_like(VARIANCE), [2.0, 1.0], progress=True)
+    assert "sampling" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("as_users_do")
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: diffusion.edm_sigmas(1), ValueError, "n: got 1, wanted at least 2"),
+        (lambda: diffusion.edm_sigmas(2.5), TypeError, "n: got 2.5"),
+        (lambda: diffusion.edm_sigmas(5, 2.0, 1.0), ValueError, "sigma_min: got 2.0"),
+        (lambda: diffusion.edm_sigmas(5, rho=0), ValueError, "rho: got 0"),
+        (
+            lambda: diffusion.sample(gaussian, VARIANCE, [1.0, 2.0]),
+            ValueError,
+            "sigmas: got [1.0, 2.0]",
+        ),
+        (lambda: diffusion.sample(gaussian, VARIANCE, []), ValueError, "sigmas: got []"),
+        (lambda: diffusion.sample(gaussian, VARIANCE, [1.0, -1.0]), ValueError, "sigmas: got -1.0"),
+        (lambda: diffusion.sample(gaussian, VARIANCE[0], [1.0]), ValueError, "z: got shape"),
+        (lambda: diffusion.add_noise(VARIANCE, 0.0, 0), ValueError, "sigma: got 0.0"),
+        (lambda: diffusion.add_noise(VARIANCE, 1.0, -1), ValueError, "seed: got -1"),
+        (lambda: diffusion.add_noise(VARIANCE, 1.0, None), TypeError, "seed: got None"),
+        (lambda: diffusion.initial_noise(0, (1, 2, 2), 0), ValueError, "n: got 0"),
+    ],
+)
+def test_bad_input_is_named(call, error, says):
+    with pytest.raises(error) as caught:
+        call()
+    assert says in str(caught.value)

@@ -1,0 +1,326 @@
+"""The streaming engine against the reference, and what must not change its answer."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fpmc
+from fpmc import FPMC, Source, diffusion
+from fpmc.engine import reference, streaming
+from fpmc.engine.tiling import DEFAULT_BUDGET, tile
+from fpmc.operators import Box, Dense, Identity, Ones
+from fpmc.source import to_float
+from tests.helpers import PeakMemory, collections, exact, images, matrix, relative
+
+SHAPES = st.tuples(st.sampled_from([1, 3]), st.integers(2, 6), st.integers(2, 6))
+SIGMAS = st.sampled_from([0.002, 0.02, 0.3, 1.0, 5.0, 80.0])
+SEEDS = st.integers(0, 10_000)
+STRUCTURES = list(collections((1, 4, 4), 0))
+
+
+def bound(sigma):
+    """The exactness contract."""
+    return 1e-5 if sigma >= 0.02 else 1e-3
+
+
+def noisy(b, source, sigma, seed):
+    """Noisy versions of source images, as forward processes make them."""
+    dtype = source.images.dtype if source.images.is_floating_point() else torch.float32
+    x = source.read(torch.arange(b) % len(source), dtype)
+    return diffusion.add_noise(x, sigma, seed)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@given(shape=SHAPES, n=st.integers(1, 12), sigma=SIGMAS, seed=SEEDS)
+def test_agrees_with_the_reference(structure, shape, n, sigma, seed):
+    queries, responses = collections(shape, seed)[structure]
+    source = Source(images(n, shape, seed))
+    z = noisy(2, source, sigma, seed)
+    answer = FPMC(queries, responses, source)(z, sigma)
+    assert answer.dtype == z.dtype
+    assert answer.shape == z.shape
+    assert relative(answer, exact(z, sigma, queries, responses, source)) < bound(sigma)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@given(shape=SHAPES, n=st.integers(2, 12), sigma=SIGMAS, seed=SEEDS)
+def test_permuting_and_duplicating_the_source_change_nothing(structure, shape, n, sigma, seed):
+    queries, responses = collections(shape, seed)[structure]
+    x = images(n, shape, seed, torch.float64)
+    z = noisy(2, Source(x), sigma, seed)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    sources = [Source(s) for s in (x, x[order], x.repeat(2, 1, 1, 1))]
+    answers = [FPMC(queries, responses, source)(z, sigma) for source in sources]
+    for answer in answers[1:]:
+        assert relative(answer, answers[0]) < 1e-9
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@given(shape=SHAPES, n=st.integers(2, 12), sigma=SIGMAS, seed=SEEDS)
+def test_duplicating_an_image_is_doubling_its_weight(structure, shape, n, sigma, seed):
+    queries, responses = collections(shape, seed)[structure]
+    x = images(n, shape, seed, torch.float64)
+    z = noisy(2, Source(x), sigma, seed)
+    doubled = Source(torch.cat([x, x[:1]]))
+    weighted = Source(x, torch.tensor([2.0] + [1.0] * (n - 1)))
+    answers = [FPMC(queries, responses, source)(z, sigma) for source in (doubled, weighted)]
+    assert relative(*answers) < 1e-9
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_chunks_change_nothing(structure):
+    shape = (3, 6, 5)
+    queries, responses = collections(shape, 0)[structure]
+    source = Source(images(300, shape, 0))
+    z = noisy(7, source, 1.0, 0)
+    whole = FPMC(queries, responses, source)(z, 1.0)
+    sizes = set()
+    operators = (queries, responses)
+    least = smallest_budget(shape, operators)
+    for budget in (least, 2 * least, 10 * least, 100 * least):
+        sizes.add(tile(len(z), len(source), shape, operators, budget).n)
+        assert relative(FPMC(queries, responses, source, budget=budget)(z, 1.0), whole) < 1e-6
+    assert len(sizes) > 1
+
+
+def smallest_budget(shape, operators):
+    """What the error of a budget too small asks for."""
+    with pytest.raises(ValueError, match="wanted at least") as caught:
+        tile(1, 100, shape, operators, 1)
+    return int(str(caught.value).split("at least ")[1].split(" ")[0].replace(",", ""))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("sigma", [0.02, 0.5, 3.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gradients_are_those_of_autograd_through_the_reference(structure, sigma, weighted):
+    shape = (2, 4, 3)
+    queries, responses = collections(shape, 1)[structure]
+    weights = torch.arange(1.0, 21) if weighted else None
+    source = Source(images(20, shape, 1, torch.float64), weights)
+    z = noisy(3, source, sigma, 1).requires_grad_()
+    parameters = [z]
+    for op in (queries, responses):
+        if isinstance(op, Dense):
+            op.matrix.requires_grad_()
+            parameters.append(op.matrix)
+    direction = images(3, shape, 2, torch.float64)
+    ours, theirs = (
+        torch.autograd.grad((answer * direction).sum(), parameters)
+        for answer in (
+            FPMC(queries, responses, source)(z, sigma),
+            exact(z, sigma, queries, responses, source),
+        )
+    )
+    for mine, reference_gradient in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference_gradient, rtol=1e-7, atol=1e-9)
+
+
+def test_gradients_pass_through_what_made_the_matrix():
+    shape = (1, 3, 3)
+    theta = torch.randn(4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    source = Source(images(9, shape, 0, torch.float64))
+    z = noisy(2, source, 0.7, 0)
+
+    def loss(theta):
+        op = Dense(torch.nn.functional.softplus(theta))
+        return FPMC(op, op, source)(z, 0.7).square().sum()
+
+    assert torch.autograd.gradcheck(loss, theta.requires_grad_())
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_memory_stays_below_the_budget_for_ten_times_the_source(structure):
+    shape = (3, 12, 12)
+    queries, responses = collections(shape, 0)[structure]
+    for op in (queries, responses):
+        if isinstance(op, Dense):
+            op.matrix.requires_grad_()
+    budget = 2**24 if structure != "dense, per dimension" else 2**25
+    for n in (400, 4_000):
+        source = Source(fpmc.source.to_uint8(images(n, shape, 0)))
+        z = noisy(16, source, 1.0, 0).requires_grad_()
+        with PeakMemory() as memory:
+            FPMC(queries, responses, source, budget=budget)(z, 1.0).square().sum().backward()
+        assert memory.peak <= budget
+
+
+def test_a_float32_copy_of_the_source_would_not_fit_the_budget_it_runs_in():
+    source = Source(torch.randint(0, 256, (20_000, 3, 16, 16), dtype=torch.uint8))
+    budget = 2**23
+    assert 4 * source.images.numel() > 5 * budget
+    z = noisy(4, source, 2.0, 0)
+    with PeakMemory() as memory:
+        fpmc.methods.pspc_square(source, 5, budget=budget)(z, 2.0)
+        fpmc.methods.optimal(source, budget=budget)(z, 2.0)
+    assert memory.peak <= budget
+
+
+def test_a_budget_too_small_says_what_is_needed():
+    source = Source(images(10, (3, 8, 8), 0))
+    with pytest.raises(ValueError, match=r"budget: got 1,000 bytes, wanted at least \d"):
+        fpmc.methods.pspc_square(source, 3, budget=1_000)(images(1, (3, 8, 8), 1), 1.0)
+
+
+def test_the_default_budget_is_used():
+    assert DEFAULT_BUDGET == 2**28
+    size = tile(4, 10**6, (3, 64, 64), (Box((64, 64), 7), Box((64, 64), 7)))
+    assert 1 <= size.n < 10**6
+    assert size.b == 4
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_same_call_gives_the_same_bits(structure):
+    shape = (3, 6, 6)
+    queries, responses = collections(shape, 0)[structure]
+    source = Source(images(500, shape, 0))
+    z = noisy(8, source, 1.0, 0)
+    denoiser = FPMC(queries, responses, source)
+    assert torch.equal(denoiser(z, 1.0), denoiser(z, 1.0))
+
+
+@pytest.mark.parametrize("process", ["forward", "reverse"])
+def test_exact_on_photographs_at_every_step_of_the_sampler(photos, process):
+    """PSPC-Square, 2,000 images; the optimal denoiser beside it."""
+    source = Source(photos.train)
+    pspc, optimal = fpmc.methods.pspc_square(source), fpmc.methods.optimal(source)
+    sigmas = diffusion.edm_sigmas(18).tolist()
+    if process == "forward":
+        x = to_float(photos.test[:1])
+        points = [(sigma, diffusion.add_noise(x, sigma, 0)) for sigma in sigmas]
+    else:
+        start = diffusion.initial_noise(1, source.shape, 0)
+        points = [(step.sigma, step.z) for step in diffusion.steps(pspc, start, sigmas)][:-1]
+    for sigma, z in points:
+        for denoiser in (optimal, pspc):
+            queries, responses = denoiser.operators(sigma)
+            gap = relative(denoiser(z, sigma), exact(z, sigma, queries, responses, source))
+            assert gap < bound(sigma), (sigma, gap)
+
+
+def test_exact_in_three_thousand_dimensions(device):
+    source = Source(fpmc.data.load("photos32", n_train=1_000, n_test=2).train.to(device))
+    optimal = fpmc.methods.optimal(source)
+    on_cpu = Source(source.images.cpu())
+    start = diffusion.initial_noise(4, source.shape, 0).to(device)
+    for step in list(diffusion.steps(optimal, start, diffusion.edm_sigmas(18)))[:-1]:
+        queries, responses = optimal.operators(step.sigma)
+        answer = exact(step.z.cpu(), step.sigma, queries, responses, on_cpu)
+        assert relative(step.x_hat, answer) < bound(step.sigma)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_devices_agree(structure, device):
+    shape = (3, 6, 6)
+    queries, responses = collections(shape, 0)[structure]
+    source = Source(images(100, shape, 0))
+    z = noisy(4, source, 0.5, 0)
+    on_device = FPMC(queries, responses, source)(z.to(device), 0.5)
+    assert on_device.device.type == device.type
+    assert relative(on_device, exact(z, 0.5, queries, responses, source)) < bound(0.5)
+
+
+def test_a_source_of_one_image_answers_with_it():
+    source = Source(images(1, (3, 5, 5), 0))
+    for queries, responses in collections((3, 5, 5), 0).values():
+        answer = FPMC(queries, responses, source)(images(2, (3, 5, 5), 1), 0.7)
+        assert relative(answer, source[:].expand(2, -1, -1, -1)) < 1e-6
+
+
+class TestPosterior:
+    """The filtered posteriors behind an answer."""
+
+    shape = (2, 4, 5)
+
+    @given(structure=st.sampled_from(STRUCTURES), n=st.integers(1, 9), sigma=SIGMAS, seed=SEEDS)
+    def test_weights_and_means_are_those_of_the_reference(self, structure, n, sigma, seed):
+        queries, responses = collections(self.shape, seed)[structure]
+        source = Source(images(n, self.shape, seed, torch.float64))
+        z = noisy(2, source, sigma, seed)
+        posterior = FPMC(queries, responses, source).posterior(z, sigma)
+        weights, means, numbers = posterior.weights, posterior.mean(), posterior.effective_number()
+        assert weights.shape == (2, queries.k, n)
+        assert means.shape == (2, queries.k, *self.shape)
+        dense = queries.dense()
+        x = source.read(slice(None), torch.float64).flatten(1)
+        for b in range(2):
+            for k in range(0, queries.k, 7):
+                q = dense[k].expand(self.shape).flatten()
+                w = reference.filtered_posterior(z[b].flatten(), x, q, sigma)
+                mean = reference.filtered_posterior_mean(z[b].flatten(), x, q, sigma)
+                torch.testing.assert_close(weights[b, k], w, rtol=1e-5, atol=1e-9)
+                torch.testing.assert_close(means[b, k].flatten(), mean, rtol=1e-5, atol=1e-8)
+                torch.testing.assert_close(numbers[b, k], 1 / (w**2).sum(), rtol=1e-5, atol=0)
+
+    def test_the_answer_is_the_response_weighted_mean_of_the_means(self):
+        op = Box(self.shape[1:], 3)
+        denoiser = FPMC(op, op, Source(images(30, self.shape, 0)))
+        z = images(2, self.shape, 1)
+        r = op.dense(torch.float32)[None, :, None]
+        means = denoiser.posterior(z, 0.8).mean()
+        torch.testing.assert_close(denoiser(z, 0.8), (r * means).sum(1) / r.sum(1))
+
+    def test_effective_number_runs_from_one_to_all(self):
+        source = Source(images(50, self.shape, 0))
+        optimal = fpmc.methods.optimal(source)
+        z = source[:3]
+        torch.testing.assert_close(optimal.posterior(z, 1e-3).effective_number(), torch.ones(3, 1))
+        every = optimal.posterior(z, 1e5).effective_number()
+        torch.testing.assert_close(every, torch.full((3, 1), 50.0))
+
+
+class TestNearest:
+    """Where a posterior goes as σ → 0."""
+
+    @pytest.mark.parametrize("structure", ["optimal", "PSPC-Square", "dense, per dimension"])
+    def test_it_is_the_smallest_filtered_distance(self, structure):
+        shape = (2, 4, 4)
+        queries, _ = collections(shape, 0)[structure]
+        source = Source(images(40, shape, 0, torch.float64))
+        z = images(3, shape, 1, torch.float64)
+        distance, index = streaming.nearest(z, queries, source)
+        dense = torch.stack([row.expand(shape) for row in queries.dense()])
+        gaps = (z[:, None] - source.images) ** 2
+        every = torch.einsum("kchw,bnchw->bkn", dense, gaps)
+        torch.testing.assert_close(distance, every.min(-1).values)
+        assert torch.equal(index, every.argmin(-1))
+
+    def test_weights_of_the_source_do_not_matter(self):
+        x = images(5, (1, 3, 3), 0)
+        z = images(2, (1, 3, 3), 1)
+        plain, weighted = (
+            streaming.nearest(z, Ones((3, 3)), Source(x, w)) for w in (None, [1e9, 1, 1, 1, 1])
+        )
+        assert torch.equal(plain[1], weighted[1])
+
+
+def test_limits_of_sigma(digits):
+    source = Source(digits.train)
+    z = to_float(digits.test[:4])
+    everything = source[:].mean(0, keepdim=True).expand_as(z)
+    _, index = fpmc.metrics.nearest(z, source)
+    for denoiser in (fpmc.methods.optimal(source), fpmc.methods.pspc_square(source, 8)):
+        assert relative(denoiser(z, 1e4), everything) < 1e-4
+        assert relative(denoiser(z, 1e-3), source[index[:, 0]]) < 1e-6
+    for p in (1, 3, 5):
+        assert relative(fpmc.methods.pspc_square(source, p)(z, 1e4), everything) < 1e-4
+
+
+def test_a_training_image_is_its_own_answer_at_low_noise(photos):
+    source = Source(photos.train)
+    x = source[100:104]
+    z = diffusion.add_noise(x, 0.005, 0)
+    for denoiser in (fpmc.methods.optimal(source), fpmc.methods.pspc_square(source, 5)):
+        assert fpmc.metrics.mse(denoiser(z, 0.005), x) < 1e-6
+
+
+def test_q_equal_one_is_the_optimal_denoiser(digits):
+    source = Source(digits.train)
+    z = diffusion.add_noise(to_float(digits.test[:3]), 0.6, 0)
+    optimal = fpmc.methods.optimal(source)(z, 0.6)
+    ones = torch.ones(4, 8, 8)
+    for responses in (Dense(matrix(4, (8, 8), 0) + 0.1), Dense(ones)):
+        assert relative(FPMC(Dense(ones), responses, source)(z, 0.6), optimal) < 1e-6
+    per_pixel = FPMC(Dense(torch.ones(64, 8, 8)), Identity((8, 8)), source)
+    assert relative(per_pixel(z, 0.6), optimal) < 1e-6

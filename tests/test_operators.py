@@ -1,0 +1,92 @@
+"""Each operator is the matrix that it shows."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fpmc.operators import Box, Dense, Identity, Ones
+from tests.helpers import images, matrix
+
+SIDES = st.integers(1, 9)
+
+
+def every_operator(h, w, seed):
+    """One of each structure on h × w images, per pixel and per dimension."""
+    boxes = [
+        Box((h, w), p, border) for p in range(1, min(h, w) + 1) for border in ("valid", "clip")
+    ]
+    per_dimension = [Ones((2, h, w)), Identity((2, h, w)), Dense(matrix(3, (2, h, w), seed))]
+    return [Ones((h, w)), Identity((h, w)), Dense(matrix(4, (h, w), seed)), *boxes, *per_dimension]
+
+
+@given(SIDES, SIDES, st.integers(0, 100))
+def test_apply_and_transpose_are_products_with_the_dense_matrix(h, w, seed):
+    for op in every_operator(h, w, seed):
+        dense = op.dense().flatten(1)
+        a = images(3, op.shape, seed, torch.float64).movedim(0, -1)
+        b = images(op.k, (3,), seed + 1, torch.float64)
+        applied = dense @ a.reshape(-1, 3)
+        torch.testing.assert_close(op.apply(a), applied)
+        torch.testing.assert_close(op.transpose(b), (dense.T @ b).view(*op.shape, 3))
+
+
+@given(SIDES, SIDES, st.integers(0, 100))
+def test_the_transpose_is_the_adjoint(h, w, seed):
+    for op in every_operator(h, w, seed):
+        a = images(1, op.shape, seed, torch.float64)[0]
+        b = images(1, (op.k,), seed + 1, torch.float64)[0]
+        torch.testing.assert_close((op.apply(a) * b).sum(), (a * op.transpose(b)).sum())
+
+
+@pytest.mark.parametrize("border", ["valid", "clip"])
+@pytest.mark.parametrize("p", range(1, 9))
+def test_a_box_covers_what_equation_36_says(p, border):
+    side = 8
+    before, after = p // 2, (p + 1) // 2 - 1
+    rows = []
+    for i in range(side):
+        for j in range(side):
+            fits = all(before <= centre <= side - 1 - after for centre in (i, j))
+            if border == "clip" or fits:
+                row = torch.zeros(side, side, dtype=torch.float64)
+                top, left = max(0, i - before), max(0, j - before)
+                row[top : i + after + 1, left : j + after + 1] = 1
+                rows.append(row)
+    torch.testing.assert_close(Box((side, side), p, border).dense(), torch.stack(rows))
+
+
+def test_a_partition_gives_every_pixel_to_one_estimator():
+    for op in every_operator(4, 3, 0):
+        if op.partition:
+            dense = op.dense().flatten(1)
+            assert set(dense.unique().tolist()) <= {0.0, 1.0}
+            assert (dense.sum(0) == 1).all()
+
+
+@pytest.mark.usefixtures("as_users_do")
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (lambda: Box((4, 6), 5), ValueError, "p: got 5, wanted between 1 and 4"),
+        (lambda: Box((4, 4), 0), ValueError, "p: got 0"),
+        (lambda: Box((4, 4), 1.5), TypeError, "p: got 1.5, wanted a whole number"),
+        (lambda: Box((4, 4), 2, "wrap"), ValueError, "border: got 'wrap'"),
+        (lambda: Box((3, 4, 4), 2), ValueError, "shape: got (3, 4, 4), wanted (h, w)"),
+        (lambda: Ones((0, 4)), ValueError, "shape: got 0"),
+        (lambda: Identity(4), ValueError, "shape: got 4"),
+        (lambda: Dense(torch.ones(2, 3)), ValueError, "matrix: got shape (2, 3)"),
+        (lambda: Dense(-torch.ones(2, 3, 3)), ValueError, "matrix: got negative"),
+        (lambda: Dense(torch.full((2, 3, 3), torch.nan)), ValueError, "non-finite"),
+        (
+            lambda: Dense(torch.ones(2, 3, 3, dtype=torch.long)),
+            TypeError,
+            "matrix: got torch.int64",
+        ),
+        (lambda: Dense([[1.0]]), TypeError, "matrix: got list"),
+    ],
+)
+def test_bad_input_is_named(make, error, says):
+    with pytest.raises(error) as caught:
+        make()
+    assert says in str(caught.value)

@@ -1,0 +1,81 @@
+"""Figures: what they show, and what they refuse."""
+
+import re
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+
+from fpmc import metrics, plotting
+from tests.helpers import images
+
+mpl.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    plotting.use_style()
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_shows_every_pixel_and_see_through_gaps(channels):
+    rows = {"a": images(4, (channels, 6, 5), 0), "b": 3 * images(4, (channels, 6, 5), 1)}
+    figure = plotting.image_grid(rows, [str(i) for i in range(4)])
+    (picture,) = figure.axes[0].images
+    canvas = np.asarray(picture.get_array())
+    expected = ((rows["b"][2].clamp(-1, 1) + 1) / 2).expand(3, 6, 5).permute(1, 2, 0)
+    np.testing.assert_allclose(canvas[7:13, 12:17, :3], expected, atol=1e-6)
+    assert (canvas[6] == 0).all()
+    assert picture.get_interpolation() == "nearest"
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
+
+
+def test_labels_may_repeat():
+    x = images(2, (1, 3, 3), 0)
+    figure = plotting.image_grid([("same", x), ("same", -x)])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["same", "same"]
+
+
+def test_a_strip_names_its_noise_levels():
+    figure = plotting.sigma_strip({"z": images(3, (1, 3, 3), 0)}, [0.002, 1, 80.0])
+    titles = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert titles == ["σ = 0.002", "σ = 1", "σ = 80"]
+
+
+def test_masks_are_visible_on_light_and_dark_pages():
+    shown = plotting.mask_image(torch.tensor([[[0.0, 1.0]]]), 3)
+    assert shown.shape == (1, 3, 1, 2)
+    assert -1 < shown.min() < shown.max() < 1
+
+
+def test_a_curve_has_a_band_of_two_standard_errors():
+    _, ax = plt.subplots()
+    estimates = [
+        metrics.mse(images(9, (1, 4, 4), i), images(9, (1, 4, 4), i + 5)) for i in range(2)
+    ]
+    plotting.plot_estimates(ax, [0.1, 1.0], estimates, "optimal")
+    (line,), (band,) = ax.lines, ax.collections
+    np.testing.assert_allclose(line.get_ydata(), [float(e) for e in estimates])
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.max() == pytest.approx(max(e + 2 * e.standard_error for e in estimates))
+    assert line.get_color() == plotting.COLOURS["optimal"]
+    assert ax.get_xscale() == "log"
+
+
+@pytest.mark.usefixtures("as_users_do")
+@pytest.mark.parametrize(
+    ("rows", "columns", "says"),
+    [
+        ({}, None, "rows: got none"),
+        ({"a": torch.zeros(2, 2, 3, 3)}, None, "rows: got images of 2 channels"),
+        ({"a": torch.zeros(2, 1, 3, 3), "b": torch.zeros(3, 1, 3, 3)}, None, "b: got shape (3, 1,"),
+        ({"a": torch.zeros(2, 1, 3, 3)}, ["x"], "columns: got 1 titles, wanted 2"),
+    ],
+)
+def test_bad_input_is_named(rows, columns, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        plotting.image_grid(rows, columns)

@@ -1,0 +1,93 @@
+"""Running a chapter with other parameters."""
+
+import nbformat
+import pytest
+
+from fpmc.run import main, parameters_of
+
+CHAPTER = """---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+# A chapter
+
+```{code-cell} ipython3
+:tags: [parameters]
+
+data = "digits"
+seed = 0
+```
+
+```{code-cell} ipython3
+print(data, seed + 1)
+```
+
+```{code-cell} ipython3
+assert seed != 13, "unlucky"
+```
+
+```{code-cell} ipython3
+print("the end")
+```
+"""
+
+
+@pytest.fixture
+def chapter(tmp_path):
+    path = tmp_path / "chapter.md"
+    path.write_text(CHAPTER)
+    return path
+
+
+def printed(path):
+    """Everything that a notebook's cells printed."""
+    notebook = nbformat.read(path, as_version=4)
+    return "".join(o["text"] for c in notebook.cells for o in c.get("outputs", []) if "text" in o)
+
+
+def test_parameters_are_set(chapter, tmp_path, capsys):
+    out = tmp_path / "new" / "out.ipynb"
+    assert main([str(chapter), "-p", "data", "photos", "-p", "seed", "41", "-o", str(out)]) == 0
+    assert "photos 42" in printed(out)
+    assert "the end" in printed(out)
+    assert str(out) in capsys.readouterr().out
+    assert [p.name for p in out.parent.iterdir()] == ["out.ipynb"]
+
+
+def test_a_failing_cell_leaves_what_ran_and_says_where(chapter, tmp_path, capsys):
+    out = tmp_path / "out.ipynb"
+    assert main([str(chapter), "-p", "seed", "13", "-o", str(out)]) == 1
+    assert "digits 14" in printed(out)
+    assert "the end" not in printed(out)
+    message = capsys.readouterr().err
+    assert "AssertionError: unlucky" in message
+    assert str(out) in message
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["chapter.md", "out.ipynb"]
+
+
+def test_an_unknown_parameter_lists_the_chapters_own(chapter, tmp_path, capsys):
+    out = tmp_path / "out.ipynb"
+    assert main([str(chapter), "-p", "sed", "1", "-o", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert "has no sed" in message
+    assert 'data = "digits"' in message
+    assert "seed = 0" in message
+    assert not out.exists()
+
+
+def test_a_missing_chapter_and_a_wrong_ending_are_named(chapter, tmp_path, capsys):
+    assert main([str(tmp_path / "nothing.md")]) == 2
+    assert "nothing.md: no such chapter" in capsys.readouterr().err
+    assert main([str(chapter), "-o", str(tmp_path / "out.html")]) == 2
+    assert "wanted a file name ending in .ipynb" in capsys.readouterr().err
+
+
+def test_parameters_are_those_of_the_tagged_cell(chapter):
+    assert parameters_of(chapter) == {"data": '"digits"', "seed": "0"}

@@ -1,0 +1,65 @@
+"""The source measure."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fpmc import Source
+from fpmc.source import to_float, to_uint8
+
+
+@given(st.integers(0, 255))
+def test_pixel_values_and_floats_are_inverse_to_each_other(value):
+    pixel = torch.full((1, 1, 2, 2), value, dtype=torch.uint8)
+    as_float = to_float(pixel)
+    assert -1 <= as_float.min() <= as_float.max() <= 1
+    assert torch.equal(to_uint8(as_float), pixel)
+
+
+def test_images_stay_as_they_are_given_and_are_read_as_floats():
+    pixels = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
+    source = Source(pixels)
+    assert source.images is pixels
+    assert len(source) == 5
+    assert source.shape == (3, 4, 4)
+    torch.testing.assert_close(source[1:3], pixels[1:3].float() / 127.5 - 1)
+    assert source.read(torch.tensor([4, 0]), torch.float64).dtype == torch.float64
+    assert "5 images, 3 × 4 × 4" in repr(source)
+
+
+def test_a_memory_mapped_array_is_a_source(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (6, 1, 3, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", array)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r+")
+    torch.testing.assert_close(Source(mapped)[:], torch.from_numpy(array).float() / 127.5 - 1)
+
+
+def test_weights_are_scaled_to_one():
+    source = Source(torch.zeros(3, 1, 2, 2), [1, 2, 5])
+    torch.testing.assert_close(source.log_weights.exp().sum().item(), 1.0)
+
+
+@pytest.mark.usefixtures("as_users_do")
+@pytest.mark.parametrize(
+    ("images", "weights", "error", "says"),
+    [
+        (torch.zeros(0, 3, 4, 4), None, ValueError, "images: got shape (0, 3, 4, 4)"),
+        (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), None, ValueError, "images: got shape (0,"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), None, ValueError, "images: got shape (3, 4, 4)"),
+        (torch.zeros(2, 3, 4), None, ValueError, "images: got shape (2, 3, 4)"),
+        (torch.full((1, 1, 2, 2), torch.nan), None, ValueError, "images: got NaN"),
+        (torch.full((1, 1, 2, 2), 1.01), None, ValueError, "wanted them in [-1, 1]"),
+        (torch.full((1, 1, 2, 2), 200.0), None, ValueError, "pass pixel values as uint8"),
+        (torch.zeros(1, 1, 2, 2, dtype=torch.int32), None, TypeError, "images: got torch.int32"),
+        ([[1.0]], None, TypeError, "images: got list"),
+        (torch.zeros(2, 1, 2, 2), [1.0], ValueError, "weights: got shape (1,), wanted (2,)"),
+        (torch.zeros(2, 1, 2, 2), [1.0, 0.0], ValueError, "weights: got values"),
+        (torch.zeros(2, 1, 2, 2), [1.0, torch.nan], ValueError, "weights: got values"),
+    ],
+)
+def test_bad_input_is_named(images, weights, error, says):
+    with pytest.raises(error) as caught:
+        Source(images, weights)
+    assert says in str(caught.value)
