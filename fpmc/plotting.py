@@ -123,13 +123,20 @@ def mask_image(mask: Float[Tensor, "*m h w"], channels: int) -> Float[Tensor, "*
 
 
 def matrix(ax: Axes, values: Tensor, title: str) -> None:
-    """Draw a matrix of numbers ≥ 0, white (0) to blue (its largest), with a frame."""
+    """Draw a matrix of numbers ≥ 0, white (0) to blue (its largest), with a frame.
+
+    With a shared y axis, matrices of different heights hang from the top on one scale.
+    """
+    rows, columns = values.shape
     ax.imshow(values.detach().cpu(), cmap="Blues", vmin=0, interpolation="nearest")
+    frame = {"fill": False, "edgecolor": INK, "clip_on": False}
+    ax.add_patch(plt.Rectangle((-0.5, -0.5), columns, rows, **frame))
+    ax.set_ylim(max(rows - 0.5, *ax.get_ylim()), -0.5)
     ax.set_title(title)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)
-    ax.spines[:].set_visible(True)
+    ax.spines[:].set_visible(False)
 
 
 def sigma_axis(ax: Axes) -> None:

@@ -1,0 +1,32 @@
+"""A bibliography labelled as the text cites: authors and year."""
+
+from pybtex.plugin import register_plugin
+from pybtex.style.formatting.unsrt import Style
+from pybtex.style.labels import BaseLabelStyle
+
+
+class AuthorYearLabels(BaseLabelStyle):
+    """Labels such as Karras et al., 2022."""
+
+    def format_labels(self, sorted_entries):
+        """Yield one label per entry."""
+        for entry in sorted_entries:
+            names = [" ".join(person.last_names) for person in entry.persons["author"]]
+            if len(names) > 2:
+                authors = f"{names[0]} et al."
+            else:
+                authors = " and ".join(names)
+            yield f"{authors}, {entry.fields['year']}"
+
+
+class AuthorYear(Style):
+    """The plain style with these labels."""
+
+    default_label_style = AuthorYearLabels
+    default_sorting_style = "author_year_title"
+
+
+def setup(app):
+    """Register the style with Sphinx's bibliography."""
+    register_plugin("pybtex.style.formatting", "author_year", AuthorYear)
+    return {"parallel_read_safe": True}
