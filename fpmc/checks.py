@@ -10,17 +10,22 @@ from torch import Tensor
 
 __all__ = ["as_generator", "as_images", "as_noise_level", "as_whole_number"]
 
+EXTREME = 1e100
+"""Larger values, and noise levels below its inverse, overflow when they are squared."""
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def as_noise_level(sigma: Any, name: str = "sigma") -> float:
     """Return σ as a float.
 
     Args:
-        sigma: One positive finite number; a tensor or array with a single element will do.
+        sigma: One number between 1e-100 and 1e100; a tensor or array with one element will do.
         name: What the error calls it.
 
     Raises:
         TypeError: If it is not a number.
-        ValueError: If it holds more than one number, or one that is not positive and finite.
+        ValueError: If it holds more than one number, or one outside the range.
     """
     if isinstance(sigma, Tensor | np.ndarray):
         if math.prod(sigma.shape) != 1:
@@ -30,9 +35,13 @@ def as_noise_level(sigma: Any, name: str = "sigma") -> float:
         sigma = sigma.item()
     if isinstance(sigma, bool) or not isinstance(sigma, Real):
         raise TypeError(f"{name}: got {type(sigma).__name__}, wanted a positive number")
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"{name}: got {sigma}, wanted a positive finite number")
-    return float(sigma)
+    try:
+        number = float(sigma)
+    except OverflowError:
+        number = math.inf
+    if not 1 / EXTREME <= number <= EXTREME:
+        raise ValueError(f"{name}: got {sigma}, wanted a positive number, 1e-100 to 1e100")
+    return number
 
 
 def as_whole_number(value: Any, name: str, least: int, most: int | None = None) -> int:
@@ -43,37 +52,39 @@ def as_whole_number(value: Any, name: str, least: int, most: int | None = None) 
         ValueError: If it lies outside the range.
     """
     wanted = f"at least {least}" if most is None else f"between {least} and {most}"
-    if isinstance(value, bool) or not isinstance(value, Real) or value != int(value):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value != int(value):
         raise TypeError(f"{name}: got {value!r}, wanted a whole number {wanted}")
     if value < least or (most is not None and value > most):
         raise ValueError(f"{name}: got {value}, wanted {wanted}")
     return int(value)
 
 
-def as_images(
-    images: Any, name: str, shape: tuple[int, ...] | None = None, *, empty: bool = False
-) -> Tensor:
+def as_images(images: Any, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
     """Return a batch of finite floating-point images.
 
     Args:
         images: Floating-point tensor with shape (b, c, h, w).
         name: What the error calls it.
         shape: The (c, h, w) that is wanted, if it matters.
-        empty: Whether b may be 0.
 
     Raises:
-        TypeError: If it is not a floating-point tensor.
-        ValueError: If its shape is another, or it holds NaN or infinities.
+        TypeError: If it is not a dense floating-point tensor.
+        ValueError: If its shape is another or has a 0 in it, or it holds NaN, infinities or
+            values beyond 1e100.
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"{name}: got {type(images).__name__}, wanted a torch tensor")
-    if not images.is_floating_point():
-        raise TypeError(f"{name}: got {images.dtype}, wanted a floating-point tensor")
+    if images.dtype not in FLOATS or images.layout != torch.strided:
+        raise TypeError(
+            f"{name}: got {images.dtype}, {images.layout}, wanted a dense floating-point tensor"
+        )
     wanted = "(b, c, h, w)" if shape is None else f"(b, {', '.join(map(str, shape))})"
     wrong = images.ndim != 4 or (shape is not None and tuple(images.shape[1:]) != tuple(shape))
-    if wrong or (0 in images.shape[1:]) or (len(images) == 0 and not empty):
+    if wrong or 0 in images.shape:
         raise ValueError(f"{name}: got shape {tuple(images.shape)}, wanted {wanted}")
-    if not images.isfinite().all():
+    low, high = (value.item() for value in images.detach().aminmax())
+    if not (low >= -EXTREME and high <= EXTREME):
         raise ValueError(f"{name}: got NaN or infinite values, wanted finite ones")
     return images
 
@@ -83,8 +94,8 @@ def as_generator(seed: int | torch.Generator) -> torch.Generator:
 
     Raises:
         TypeError: If it is neither a generator nor a whole number.
-        ValueError: If the seed is negative.
+        ValueError: If the seed is negative or 2⁶³ or more.
     """
     if isinstance(seed, torch.Generator):
         return seed
-    return torch.Generator().manual_seed(as_whole_number(seed, "seed", 0))
+    return torch.Generator().manual_seed(as_whole_number(seed, "seed", 0, 2**63 - 1))

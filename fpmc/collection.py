@@ -12,14 +12,13 @@ Source: Niedoba et al. (2026), equations (7) to (10).
 
 from collections.abc import Callable, Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.checks import as_images, as_noise_level
+from fpmc.checks import as_images, as_noise_level, as_whole_number
 from fpmc.engine import streaming
+from fpmc.levels import nearest_level
 from fpmc.operators import Operator
-from fpmc.schedule import nearest_level
 from fpmc.source import Source
 
 __all__ = ["FPMC", "Posterior"]
@@ -37,7 +36,7 @@ class FPMC:
         responses: R, whose rows are the response weights r_k, likewise.
         source: S.
         budget: Bytes of working memory that a call may take (inputs and result not counted);
-            256 MiB if left out.
+            1 GiB if left out.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -58,7 +57,7 @@ class FPMC:
         if not isinstance(source, Source):
             raise TypeError(f"source: got {type(source).__name__}, wanted an fpmc.Source")
         self.source = source
-        self.budget = budget
+        self.budget = None if budget is None else as_whole_number(budget, "budget", 1)
         self._queries = _by_level(queries, "queries")
         self._responses = _by_level(responses, "responses")
 
@@ -70,8 +69,7 @@ class FPMC:
         sigma = as_noise_level(sigma)
         queries, responses = self._queries(sigma), self._responses(sigma)
         for name, op in (("queries", queries), ("responses", responses)):
-            fits = isinstance(op, Operator) and op.shape == self.source.shape[-len(op.shape) :]
-            if not fits:
+            if not (isinstance(op, Operator) and op.fits(self.source.shape)):
                 raise ValueError(
                     f"{name}: got {op!r}, wanted an operator on images of shape {self.source.shape}"
                 )
@@ -91,10 +89,16 @@ class FPMC:
 
         Returns:
             x̂ in [-1, 1], with z's shape, type and device; differentiable in z and in the matrices
-            of dense operators that require gradients.
+            of dense operators that require gradients (in reverse mode: ``backward``,
+            ``torch.autograd.grad``).
+
+        Raises:
+            TypeError: If z is not a floating-point tensor, or sigma not a number.
+            ValueError: If z's shape is not the source's, it holds NaN, sigma is not positive, or
+                the budget is too small.
         """
         sigma, z, queries, responses = self._prepare(z, sigma)
-        uncovered = responses.transpose(torch.ones(responses.k, dtype=torch.float64)) <= 0
+        uncovered = responses.coverage() <= 0
         if uncovered.any():
             raise ValueError(
                 f"responses: {int(uncovered.sum())} positions have no response weight, wanted a "
@@ -103,7 +107,7 @@ class FPMC:
         return streaming.denoise(z, sigma, queries, responses, self.source, self.budget)
 
     def posterior(self, z: Float[Tensor, "b c h w"], sigma: float) -> "Posterior":
-        """The filtered posteriors of (9) behind an answer. Arguments as in a call."""
+        """The filtered posteriors of (9) behind an answer. Arguments and errors as in a call."""
         sigma, z, queries, _ = self._prepare(z, sigma)
         return Posterior(z, sigma, queries, self.source, self.budget)
 
@@ -117,7 +121,7 @@ class Posterior:
     """K filtered posteriors over a source, for each of b noisy images.
 
     Made by :meth:`FPMC.posterior`. What is asked for is computed then; ``weights`` and ``mean()``
-    are as large as their shapes say, so ask for few noisy images at a time.
+    are as large as their shapes say, so ask for few noisy images at a time. Not differentiable.
     """
 
     def __init__(self, z: Tensor, sigma: float, queries: Operator, source: Source, budget=None):

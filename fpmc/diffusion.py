@@ -59,6 +59,8 @@ def edm_sigmas(
     n = as_whole_number(n, "n", 2)
     low, high = as_noise_level(sigma_min, "sigma_min"), as_noise_level(sigma_max, "sigma_max")
     rho = as_noise_level(rho, "rho")
+    if rho < 0.1:
+        raise ValueError(f"rho: got {rho}, wanted at least 0.1")
     if low >= high:
         raise ValueError(f"sigma_min: got {low}, wanted less than sigma_max = {high}")
     position = torch.arange(n, dtype=torch.float64) / (n - 1)
@@ -76,6 +78,10 @@ def add_noise(
         x: Clean images in [-1, 1], shape (b, c, h, w).
         sigma: The noise level σ > 0.
         seed: A seed or a generator. The draw is made where the generator lives.
+
+    Raises:
+        TypeError: If x is not a floating-point tensor, or the seed neither seed nor generator.
+        ValueError: If x has a wrong shape or NaN, or sigma is not positive.
     """
     x = as_images(x, "x")
     generator = as_generator(seed)
@@ -93,10 +99,16 @@ def initial_noise(
         shape: Their (c, h, w).
         seed: A seed or a generator.
         sigma_max: The sampler's first noise level.
+
+    Raises:
+        TypeError: If n or the seed is of another type.
+        ValueError: If n, the shape or sigma_max is not positive.
     """
     generator = as_generator(seed)
-    size = (as_whole_number(n, "n", 1), *shape)
-    noise = torch.randn(size, generator=generator, device=generator.device)
+    if not isinstance(shape, tuple | list | torch.Size) or len(shape) != 3:
+        raise ValueError(f"shape: got {shape!r}, wanted (c, h, w)")
+    size = [as_whole_number(n, "n", 1), *(as_whole_number(s, "shape", 1) for s in shape)]
+    noise = torch.randn(size, generator=generator, device=generator.device, dtype=torch.float32)
     return as_noise_level(sigma_max, "sigma_max") * noise
 
 
@@ -109,6 +121,9 @@ def score(
         denoiser: The posterior mean D.
         z: Noisy images, shape (b, c, h, w).
         sigma: The noise level σ > 0.
+
+    Raises:
+        ValueError: If sigma is not positive.
     """
     sigma = as_noise_level(sigma)
     return (denoiser(z, sigma) - z) / sigma**2
@@ -135,22 +150,33 @@ def steps(
     *,
     progress: bool = False,
 ) -> Iterator[Step]:
-    """The sampler of :func:`sample` step by step: a :class:`Step` per noise level, then the end."""
+    """The sampler of :func:`sample` step by step: a :class:`Step` per noise level, then the end.
+
+    Arguments and errors as in :func:`sample`.
+    """
     levels = _as_levels(sigmas)
     z = as_images(z, "z")
-    pairs = tqdm(
-        list(itertools.pairwise([*levels, 0.0])), desc="sampling", unit="step", disable=not progress
-    )
-    for sigma, lower in pairs:
+
+    def answer(z: Tensor, sigma: float) -> Tensor:
         x_hat = denoiser(z, sigma)
-        yield Step(sigma, z, x_hat)
-        slope = (z - x_hat) / sigma
-        ahead = z + (lower - sigma) * slope
-        if lower > 0:
-            slope = (slope + (ahead - denoiser(ahead, lower)) / lower) / 2
+        if x_hat.shape != z.shape:
+            raise ValueError(f"denoiser: gave shape {tuple(x_hat.shape)}, for {tuple(z.shape)}")
+        return x_hat.to(z.dtype)
+
+    def path(z: Tensor) -> Iterator[Step]:
+        pairs = list(itertools.pairwise([*levels, 0.0]))
+        for sigma, lower in tqdm(pairs, desc="sampling", unit="step", disable=not progress):
+            x_hat = answer(z, sigma)
+            yield Step(sigma, z, x_hat)
+            slope = (z - x_hat) / sigma
             ahead = z + (lower - sigma) * slope
-        z = ahead
-    yield Step(0.0, z, z)
+            if lower > 0:
+                slope = (slope + (ahead - answer(ahead, lower)) / lower) / 2
+                ahead = z + (lower - sigma) * slope
+            z = ahead
+        yield Step(0.0, z, z)
+
+    return path(z)
 
 
 def sample(
@@ -179,7 +205,8 @@ def sample(
 
     Raises:
         TypeError: If z is not a floating-point tensor.
-        ValueError: If the levels do not fall or are not positive, or z has a wrong shape or NaN.
+        ValueError: If the levels do not fall or are not positive, z has a wrong shape or NaN, or
+            the denoiser answers in another shape.
 
     Source: Karras et al. (2022), algorithm 1; Niedoba et al. (2026), equation (96) and section C.4.
     """
@@ -188,7 +215,10 @@ def sample(
 
 
 def _as_levels(sigmas: Sequence[float] | Tensor) -> list[float]:
-    levels = [float(sigma) for sigma in sigmas]
+    try:
+        levels = [float(sigma) for sigma in sigmas]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"sigmas: got {sigmas!r}, wanted falling positive numbers") from error
     if levels and levels[-1] == 0:
         levels.pop()
     levels = [as_noise_level(sigma, "sigmas") for sigma in levels]

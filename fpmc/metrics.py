@@ -25,13 +25,20 @@ class Estimate(float):
     standard_error: float
     n: int
 
-    def __new__(cls, samples: Float[Tensor, " n"]) -> "Estimate":
-        samples = samples.double()
-        estimate = super().__new__(cls, samples.mean().item())
-        n = len(samples)
-        estimate.n = n
-        estimate.standard_error = samples.std().item() / math.sqrt(n) if n > 1 else math.nan
+    def __new__(cls, mean: float, standard_error: float, n: int) -> "Estimate":
+        estimate = super().__new__(cls, mean)
+        estimate.standard_error, estimate.n = standard_error, n
         return estimate
+
+    def __getnewargs__(self) -> tuple[float, float, int]:
+        return float(self), self.standard_error, self.n
+
+    @classmethod
+    def of_samples(cls, samples: Float[Tensor, " n"]) -> "Estimate":
+        """The mean of n samples, shape (n,), n ≥ 1, with its standard error."""
+        samples, n = samples.double(), len(samples)
+        error = samples.std().item() / math.sqrt(n) if n > 1 else math.nan
+        return cls(samples.mean().item(), error, n)
 
     def __str__(self) -> str:
         return f"{float(self):.4g} ± {self.standard_error:.2g}"
@@ -49,7 +56,7 @@ def mse(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Estimate:
         ValueError: If their shapes differ, or they hold NaN.
     """
     a, b = _as_pair(a, "a", b, "b")
-    return Estimate((a - b).square().flatten(1).mean(1))
+    return Estimate.of_samples((a - b).square().flatten(1).mean(1))
 
 
 def r2(samples: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"]) -> Estimate:
@@ -71,9 +78,9 @@ def r2(samples: Float[Tensor, "b c h w"], reference: Float[Tensor, "b c h w"]) -
     """
     x, y = _as_pair(samples, "samples", reference, "reference")
     spread = (y - y.mean((1, 2, 3), keepdim=True)).square().flatten(1).sum(1)
-    if (spread == 0).any():
+    if (y.amax((1, 2, 3)) == y.amin((1, 2, 3))).any():
         raise ValueError("reference: got a constant image, for which r² is not defined")
-    return Estimate(1 - (x - y).square().flatten(1).sum(1) / spread)
+    return Estimate.of_samples(1 - (x - y).square().flatten(1).sum(1) / spread)
 
 
 def nearest(
@@ -92,19 +99,28 @@ def nearest(
         source: Where to look.
         patches: Q, the patches to compare, for instance ``Box((h, w), p)``; the whole image (k = 1)
             if left out.
-        budget: Bytes of working memory; 256 MiB if left out.
+        budget: Bytes of working memory; 1 GiB if left out.
 
     Returns:
         The distance to the nearest, shape (b, k), and its position in the source, shape (b, k).
 
     Raises:
-        TypeError: If the images are not a floating-point tensor.
-        ValueError: If their shape is not the source's, or they hold NaN.
+        TypeError: If the images are not a floating-point tensor, or the source no source.
+        ValueError: If their shape is not the source's, they hold NaN, or the patches are for other
+            images or empty.
     """
+    if not isinstance(source, Source):
+        raise TypeError(f"source: got {type(source).__name__}, wanted an fpmc.Source")
     images = as_images(images, "images", source.shape)
     patches = Ones(source.shape[1:]) if patches is None else patches
-    squared, position = streaming.nearest(images, patches, source, budget)
+    if not (isinstance(patches, Operator) and patches.fits(source.shape)):
+        raise ValueError(
+            f"patches: got {patches!r}, wanted an operator on images of shape {source.shape}"
+        )
     size = patches.apply(torch.ones(patches.shape, dtype=torch.float64))
+    if (size <= 0).any():
+        raise ValueError("patches: got an empty one, wanted a positive sum in every row")
+    squared, position = streaming.nearest(images, patches, source, budget)
     channels = source.shape[0] if len(patches.shape) == 2 else 1
     return (squared / (size * channels).to(squared)).sqrt(), position
 

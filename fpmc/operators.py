@@ -13,6 +13,7 @@ pixel, shared by its channels; (c, h, w) one value per dimension.
 
 import math
 from abc import ABC, abstractmethod
+from copy import copy
 from typing import Any
 
 import torch
@@ -37,13 +38,43 @@ class Operator(ABC):
     k: int
     partition: bool = False
 
-    @abstractmethod
     def apply(self, a: Float[Tensor, "..."]) -> Float[Tensor, "k *rest"]:
-        """A a: from (*shape, *) to (k, *)."""
+        """A a: from (*shape, *) to (k, *).
+
+        Raises:
+            ValueError: If the first axes are others.
+        """
+        if tuple(a.shape[: len(self.shape)]) != self.shape:
+            raise ValueError(f"a: got shape {tuple(a.shape)}, wanted {self.shape} first")
+        return self._apply(a)
+
+    def transpose(self, b: Float[Tensor, "k *rest"]) -> Float[Tensor, "..."]:
+        """Aᵀ b: from (k, *) to (*shape, *).
+
+        Raises:
+            ValueError: If the first axis is another.
+        """
+        if tuple(b.shape[:1]) != (self.k,):
+            raise ValueError(f"b: got shape {tuple(b.shape)}, wanted ({self.k},) first")
+        return self._transpose(b)
+
+    def fits(self, shape: tuple[int, int, int]) -> bool:
+        """Whether it works on images of this (c, h, w)."""
+        return self.shape == tuple(shape[-len(self.shape) :])
+
+    def to(self, like: Tensor) -> "Operator":
+        """The same operator, ready to act on arrays of this type, on this device."""
+        return self
+
+    def coverage(self) -> Float[Tensor, "..."]:
+        """Aᵀ1, the sum of the rows: shape (*shape)."""
+        return self.transpose(torch.ones(self.k, dtype=torch.float64))
 
     @abstractmethod
-    def transpose(self, b: Float[Tensor, "k *rest"]) -> Float[Tensor, "..."]:
-        """Aᵀ b: from (k, *) to (*shape, *)."""
+    def _apply(self, a: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _transpose(self, b: Tensor) -> Tensor: ...
 
     def dense(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "k ..."]:
         """The matrix itself, with shape (k, *shape): row k is the k-th q or r vector."""
@@ -67,10 +98,10 @@ class Ones(Operator):
     def __init__(self, shape: tuple[int, ...]):
         self.shape = _as_shape(shape)
 
-    def apply(self, a: Float[Tensor, "..."]) -> Float[Tensor, "k *rest"]:
+    def _apply(self, a: Tensor) -> Tensor:
         return a.sum(dim=tuple(range(len(self.shape)))).unsqueeze(0)
 
-    def transpose(self, b: Float[Tensor, "k *rest"]) -> Float[Tensor, "..."]:
+    def _transpose(self, b: Tensor) -> Tensor:
         return b[0].expand(*self.shape, *b.shape[1:])
 
 
@@ -87,10 +118,10 @@ class Identity(Operator):
         self.shape = _as_shape(shape)
         self.k = math.prod(self.shape)
 
-    def apply(self, a: Float[Tensor, "..."]) -> Float[Tensor, "k *rest"]:
+    def _apply(self, a: Tensor) -> Tensor:
         return a.reshape(self.k, *a.shape[len(self.shape) :])
 
-    def transpose(self, b: Float[Tensor, "k *rest"]) -> Float[Tensor, "..."]:
+    def _transpose(self, b: Tensor) -> Tensor:
         return b.reshape(*self.shape, *b.shape[1:])
 
 
@@ -126,13 +157,13 @@ class Box(Operator):
         )
         self.k = math.prod(self.grid)
 
-    def apply(self, a: Float[Tensor, "..."]) -> Float[Tensor, "k *rest"]:
+    def _apply(self, a: Tensor) -> Tensor:
         before, after = (0, 0) if self.border == "valid" else (self.p // 2, (self.p - 1) // 2)
         for axis in (0, 1):
             a = _window_sum(_pad(a, axis, before, after), axis, self.p)
         return a.reshape(self.k, *a.shape[2:])
 
-    def transpose(self, b: Float[Tensor, "k *rest"]) -> Float[Tensor, "..."]:
+    def _transpose(self, b: Tensor) -> Tensor:
         b = b.reshape(*self.grid, *b.shape[1:])
         fits = self.border == "valid"
         before, after = (self.p - 1,) * 2 if fits else ((self.p - 1) // 2, self.p // 2)
@@ -170,17 +201,25 @@ class Dense(Operator):
         self.k, *shape = matrix.shape
         self.shape = tuple(shape)
 
-    def apply(self, a: Float[Tensor, "..."]) -> Float[Tensor, "k *rest"]:
+    def _apply(self, a: Tensor) -> Tensor:
         rest = a.shape[len(self.shape) :]
         flat = a.reshape(math.prod(self.shape), -1)
         return (self._rows(flat) @ flat).view(self.k, *rest)
 
-    def transpose(self, b: Float[Tensor, "k *rest"]) -> Float[Tensor, "..."]:
+    def _transpose(self, b: Tensor) -> Tensor:
         flat = b.reshape(self.k, -1)
         return (self._rows(flat).T @ flat).view(*self.shape, *b.shape[1:])
 
     def dense(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "k ..."]:
         return self.matrix.to(dtype)
+
+    def to(self, like: Tensor) -> "Dense":
+        ready = copy(self)
+        ready.matrix = self.matrix.detach().to(like)
+        return ready
+
+    def coverage(self) -> Float[Tensor, "..."]:
+        return self.matrix.detach().sum(0)
 
     def _rows(self, like: Tensor) -> Float[Tensor, "k p"]:
         return self.matrix.reshape(self.k, -1).to(like)

@@ -93,8 +93,10 @@ def image_grid(
             neither 1 nor 3.
     """
     pairs = list(rows.items() if isinstance(rows, Mapping) else rows)
-    labels = [label for label, _ in pairs]
+    labels = [str(label) for label, _ in pairs]
     canvas, centres = _canvas(pairs)
+    if columns is not None and len(columns) != len(centres):
+        raise ValueError(f"columns: got {len(columns)} titles, wanted {len(centres)}")
     side = canvas.shape[0] / len(pairs)
     label_width = 0.085 * max(len(line) for label in labels for line in label.split("\n"))
     height = (width - label_width) * canvas.shape[0] / canvas.shape[1]
@@ -106,8 +108,6 @@ def image_grid(
     ax.set_yticks([(i + 0.5) * side - 0.5 for i in range(len(pairs))], labels)
     ax.set_xticks([])
     if columns is not None:
-        if len(columns) != len(centres):
-            raise ValueError(f"columns: got {len(columns)} titles, wanted {len(centres)}")
         ax.set_xticks(centres, list(columns))
     return figure
 
@@ -177,14 +177,14 @@ def _canvas(rows: list[tuple[str, Tensor]]) -> tuple[np.ndarray, list[float]]:
     """One RGBA picture of all rows with see-through gaps, and the columns' centres."""
     if not rows:
         raise ValueError("rows: got none, wanted at least one row of images")
-    shape = rows[0][1].shape
+    shape = as_images(rows[0][1], str(rows[0][0])).shape
     m, c, h, w = shape
     if c not in (1, 3):
         raise ValueError(f"rows: got images of {c} channels, wanted 1 (grey) or 3 (colour)")
     gap = max(1, round(GAP * w))
     canvas = np.zeros((len(rows) * (h + gap) - gap, m * (w + gap) - gap, 4))
     for i, (label, images) in enumerate(rows):
-        if as_images(images, label).shape != shape:
+        if as_images(images, str(label)).shape != shape:
             raise ValueError(f"{label}: got shape {tuple(images.shape)}, wanted {tuple(shape)}")
         pixels = ((images.detach().cpu() + 1) / 2).clamp(0, 1).expand(m, 3, h, w)
         opaque = torch.cat([pixels, torch.ones(m, 1, h, w)], dim=1).permute(0, 2, 3, 1).numpy()

@@ -7,17 +7,23 @@ chapter, papermill sets them and runs it.
 """
 
 import argparse
+import json
 import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-import jupytext
-import papermill
-import yaml
-from papermill.exceptions import PapermillExecutionError
+try:
+    import jupytext
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+except ImportError as error:
+    raise ImportError(
+        f"chapters run through jupytext and papermill ({error}); pip install 'fpmc[book]'"
+    ) from error
 
-__all__ = ["main", "parameters_of", "run"]
+__all__ = ["main", "parameters_of", "parse", "run"]
 
 
 def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict) -> None:
@@ -40,7 +46,7 @@ def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict)
     chapter, output = Path(chapter), Path(output)
     if not chapter.is_file():
         raise FileNotFoundError(f"{chapter}: no such chapter")
-    if output.suffix != ".ipynb":
+    if output.suffix != ".ipynb" or output.is_dir():
         raise ValueError(f"output: got {output}, wanted a file name ending in .ipynb")
     known = parameters_of(chapter)
     unknown = sorted(set(parameters) - set(known))
@@ -70,6 +76,20 @@ def parameters_of(chapter: str | os.PathLike) -> dict[str, str]:
     return {name: details["default"] for name, details in inspected.items()}
 
 
+def parse(value: str) -> Any:
+    """A parameter's value as typed on the command line.
+
+    Numbers, ``null`` (or ``None``), ``true``, ``false``, and JSON lists and objects are read as
+    such; everything else is text.
+    """
+    for read in (int, float, json.loads):
+        try:
+            return read(value)
+        except ValueError:
+            continue
+    return {"None": None, "True": True, "False": False}.get(value, value)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line. Returns 0, or 2 if the call is wrong, or 1 if a cell fails."""
     parser = argparse.ArgumentParser(
@@ -89,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", help="the executed notebook; NAME.ipynb if left out")
     options = parser.parse_args(arguments)
     output = Path(options.output or Path(options.chapter).with_suffix(".ipynb").name)
-    parameters = {name: yaml.safe_load(value) for name, value in options.parameters}
+    parameters = {name: parse(value) for name, value in options.parameters}
     try:
         run(options.chapter, output, parameters)
     except (FileNotFoundError, ValueError) as error:

@@ -1,5 +1,6 @@
 """The source measure S of (9): the images that a filtered posterior ranges over, with weights."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,16 @@ class Source:
 
     def __init__(self, images: Any, weights: Any = None):
         if isinstance(images, np.ndarray):
-            images = torch.from_numpy(images)
+            images = _from_numpy(images)
         if isinstance(images, Tensor) and images.dtype == torch.uint8:
             if images.ndim != 4 or 0 in images.shape:
                 raise ValueError(
                     f"images: got shape {tuple(images.shape)}, wanted (n, c, h, w), none of them 0"
                 )
+        elif isinstance(images, Tensor) and not images.is_floating_point():
+            raise TypeError(
+                f"images: got {images.dtype}, wanted uint8 pixel values, or floats in [-1, 1]"
+            )
         else:
             low, high = as_images(images, "images").aminmax()
             if low < -1 or high > 1:
@@ -92,10 +97,29 @@ class Source:
         return to_float(images, dtype) if images.dtype == torch.uint8 else images.to(dtype)
 
 
+def _from_numpy(images: np.ndarray) -> Tensor:
+    """The same memory as a tensor, also if it is read-only, which torch warns of: nobody writes."""
+    if images.dtype.kind not in "uif":
+        raise TypeError(f"images: got an array of {images.dtype}, wanted uint8 or floats")
+    if any(stride < 0 for stride in images.strides):
+        images = np.ascontiguousarray(images)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(images)
+
+
 def _log_weights(weights: Any, n: int) -> Float[Tensor, " n"]:
-    weights = torch.as_tensor(weights, dtype=torch.float64)
+    try:
+        is_tensor = isinstance(weights, Tensor) and not weights.is_complex()
+        weights = weights.detach() if is_tensor else np.asarray(weights, np.float64)
+        weights = torch.as_tensor(weights, dtype=torch.float64)
+    except (TypeError, ValueError):
+        weights = None
+    if weights is None:
+        raise TypeError("weights: got something else than real numbers, wanted s_n > 0")
     if tuple(weights.shape) != (n,):
         raise ValueError(f"weights: got shape {tuple(weights.shape)}, wanted ({n},)")
     if not (weights.isfinite().all() and (weights > 0).all()):
         raise ValueError("weights: got values that are not positive and finite, wanted s_n > 0")
-    return (weights / weights.sum()).log()
+    log_weights = weights.log()
+    return log_weights - log_weights.logsumexp(0)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 import fpmc
 from fpmc import FPMC, Source
+from fpmc.levels import nearest_level
 from fpmc.operators import Box, Dense, Identity, Ones
-from fpmc.schedule import nearest_level
 from tests.helpers import images, relative
 
 SHAPE = (2, 4, 5)
@@ -81,6 +81,14 @@ def test_answers_lie_between_the_source_images(source):
         (torch.zeros(1, *SHAPE), -1.0, ValueError, "sigma: got -1.0"),
         (torch.zeros(1, *SHAPE), float("nan"), ValueError, "sigma: got nan"),
         (torch.zeros(1, *SHAPE), float("inf"), ValueError, "sigma: got inf"),
+        (torch.zeros(1, *SHAPE), 1e-170, ValueError, "sigma: got 1e-170"),
+        (torch.zeros(1, *SHAPE), 10**400, ValueError, "sigma: got 1000"),
+        (
+            torch.full((1, *SHAPE), 1e200, dtype=torch.float64),
+            1.0,
+            ValueError,
+            "z: got NaN or infinite",
+        ),
         (torch.zeros(1, *SHAPE), "1", TypeError, "sigma: got str"),
         (torch.zeros(1, *SHAPE), True, TypeError, "sigma: got bool"),
         (torch.zeros(2, *SHAPE), torch.ones(2), ValueError, "sigma: got shape (2,), wanted one"),
@@ -115,7 +123,7 @@ def test_bad_operators_are_named(source, queries, responses, error, says):
 
 
 @pytest.mark.usefixtures("as_users_do")
-@pytest.mark.parametrize("budget", [0, -5, 1.5, "lots"])
+@pytest.mark.parametrize("budget", [0, -5, 1.5, "lots", float("nan")])
 def test_a_bad_budget_is_named(source, budget):
     with pytest.raises((TypeError, ValueError), match="budget: got"):
         fpmc.methods.optimal(source, budget=budget)(torch.zeros(1, *SHAPE), 1.0)

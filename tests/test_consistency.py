@@ -66,7 +66,7 @@ class TestEnvironments:
     def test_what_is_imported_is_declared(self):
         declared = {re.sub(r"[-_.]+", "_", r.name).lower() for r in requirements()}
         named = {"pil": "pillow", "sklearn": "scikit_learn", "skimage": "scikit_image"}
-        named |= {"yaml": "pyyaml", "matplotlib_inline": "ipykernel"}
+        named |= {"matplotlib_inline": "ipykernel"}
         for file in (ROOT / "fpmc").rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 modules = (

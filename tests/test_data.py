@@ -9,9 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-import fpmc
 from fpmc.data import load, photos
-from fpmc.metrics import nearest
 from fpmc.source import to_float
 
 
@@ -67,8 +65,7 @@ def test_digits_are_split_into_disjoint_parts():
     dataset = load("digits")
     together = torch.cat([dataset.train, dataset.test]).flatten(1)
     assert len(together) == 1_797
-    distance, _ = nearest(to_float(dataset.test), fpmc.Source(dataset.train))
-    assert distance.min() > 0
+    assert len(together.unique(dim=0)) == 1_797
 
 
 @pytest.mark.parametrize("side", photos.SCALES)
@@ -173,6 +170,9 @@ def test_large_datasets_are_found_below_root_or_the_error_says_how_to_make_them(
         ({"name": "digits", "n_test": -1}, ValueError, "n_test: got -1"),
         ({"name": "photos", "n_train": 1.5}, TypeError, "n_train: got 1.5"),
         ({"name": "photos", "seed": -1}, ValueError, "seed: got -1"),
+        ({"name": ""}, ValueError, "name: got '', wanted one of"),
+        ({"name": None}, TypeError, "name: got NoneType"),
+        ({"name": "cifar10", "root": 3}, TypeError, "root: got int"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, says):
@@ -206,6 +206,28 @@ class TestBadArchives:
         Image.fromarray(random_images(1, (5, 4, 3))[0]).save(folder / "00000" / "other.png")
         with pytest.raises(ValueError, match=r"got images of sizes \[\(4, 4\), \(4, 5\)\]"):
             load(folder)
+
+    def test_a_zip_with_a_wrong_checksum(self, tmp_path):
+        path = write_archive(tmp_path / "images.zip", random_images(2, (4, 4, 3)))
+        content = bytearray(path.read_bytes())
+        content[content.index(b"IDAT") + 6] ^= 255
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"images\.zip: cannot be read"):
+            load(path)
+
+    def test_what_an_operating_system_hides_is_passed_over(self, tmp_path):
+        folder = write_archive(tmp_path / "images", random_images(2, (4, 4, 3)))
+        (folder / "__MACOSX").mkdir()
+        (folder / "__MACOSX" / "._img00000000.png").write_bytes(b"no image")
+        assert len(load(folder, n_test=0).train) == 2
+
+    def test_cifar10_of_another_size_and_without_its_test_set(self, tmp_path):
+        write_archive(tmp_path / "cifar10-train.zip", random_images(3, (4, 4, 3)))
+        with pytest.raises(FileNotFoundError, match=r"cifar10: no .*cifar10-test\.zip"):
+            load("cifar10", tmp_path)
+        write_archive(tmp_path / "cifar10-test.zip", random_images(3, (4, 4, 3)))
+        with pytest.raises(ValueError, match=r"cifar10: got images \(3, 4, 4\)"):
+            load("cifar10", tmp_path)
 
     def test_an_alpha_channel(self, tmp_path):
         folder = write_archive(tmp_path / "images", random_images(2, (4, 4, 4)))

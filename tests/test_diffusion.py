@@ -130,6 +130,12 @@ def test_progress_is_shown_when_asked_for(capsys):
         (lambda: diffusion.add_noise(VARIANCE, 1.0, -1), ValueError, "seed: got -1"),
         (lambda: diffusion.add_noise(VARIANCE, 1.0, None), TypeError, "seed: got None"),
         (lambda: diffusion.initial_noise(0, (1, 2, 2), 0), ValueError, "n: got 0"),
+        (lambda: diffusion.initial_noise(2, (2, 2), 0), ValueError, "shape: got (2, 2)"),
+        (lambda: diffusion.initial_noise(2, (1, 0, 2), 0), ValueError, "shape: got 0"),
+        (lambda: diffusion.sample(gaussian, VARIANCE, 5), TypeError, "sigmas: got 5"),
+        (lambda: diffusion.steps(gaussian, None, [1.0]), TypeError, "z: got NoneType"),
+        (lambda: diffusion.sample(lambda z, s: z[:, :1], VARIANCE, [1.0]), ValueError, "denoiser"),
+        (lambda: diffusion.edm_sigmas(5, rho=1e-3), ValueError, "rho: got 0.001"),
     ],
 )
 def test_bad_input_is_named(call, error, says):

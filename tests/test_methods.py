@@ -107,7 +107,7 @@ def test_pspc_square_uses_the_schedule_at_its_noise_level(photos):
         (2.5, TypeError, "patch_sizes: got 2.5, wanted a whole number"),
         ({1.0: 9}, ValueError, "patch_sizes: got 9"),
         ({}, ValueError, "patch_sizes: got an empty mapping"),
-        ("imagenet", ValueError, "got 'imagenet', wanted one of cifar10, ffhq64, afhqv2-64"),
+        ("imagenet", ValueError, "patch_sizes: got 'imagenet', wanted a number"),
         (None, TypeError, "patch_sizes: got None"),
     ],
 )
@@ -123,6 +123,11 @@ def test_bad_patch_sizes_are_named(patch_sizes, error, says):
 def test_a_tensor_is_not_a_source(method):
     with pytest.raises(TypeError, match=r"source: got Tensor, wanted an fpmc\.Source"):
         method(torch.zeros(2, 1, 4, 4))
+
+
+def test_published_tables_cannot_be_changed():
+    with pytest.raises(TypeError):
+        published("cifar10", "ls")[0.002] = 99
 
 
 def test_unknown_tables_and_columns_are_named():

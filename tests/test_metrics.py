@@ -1,6 +1,8 @@
 """Errors, r² and nearest neighbours."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import mean_squared_error, r2_score
 
 from fpmc import Source, metrics
-from fpmc.operators import Box
+from fpmc.operators import Box, Dense, Ones
 from tests.helpers import images
 
 SHAPE = (3, 5, 4)
@@ -36,6 +38,19 @@ def test_an_estimate_is_a_number_that_knows_its_error():
     )
     assert str(two) == "5 ± 4"
     assert f"{two:.1f}" == "5.0"
+
+
+def test_an_estimate_survives_copying_and_pickling():
+    estimate = metrics.mse(images(3, SHAPE, 0), images(3, SHAPE, 1))
+    for other in (copy.deepcopy(estimate), pickle.loads(pickle.dumps(estimate))):
+        assert (other, other.standard_error, other.n) == (estimate, estimate.standard_error, 3)
+
+
+def test_an_image_of_the_source_is_at_distance_zero():
+    source = Source(images(9, SHAPE, 0))
+    distance, index = metrics.nearest(source[2:5], source)
+    assert (distance == 0).all()
+    assert index[:, 0].tolist() == [2, 3, 4]
 
 
 def test_a_perfect_sample_has_r2_one_and_the_mean_has_zero():
@@ -91,6 +106,34 @@ def test_nearest_patches_are_found_at_the_same_place():
             lambda: metrics.nearest(torch.zeros(1, 1, 2, 2), Source(torch.zeros(1, 1, 3, 3))),
             ValueError,
             "images: got shape (1, 1, 2, 2), wanted (b, 1, 3, 3)",
+        ),
+        (
+            lambda: metrics.r2(
+                torch.rand(1, 1, 3, 3).double(), torch.full((1, 1, 3, 3), 0.1).double()
+            ),
+            ValueError,
+            "reference: got a constant image",
+        ),
+        (
+            lambda: metrics.nearest(torch.zeros(1, 1, 2, 2), torch.zeros(3, 1, 2, 2)),
+            TypeError,
+            "source: got Tensor",
+        ),
+        (
+            lambda: metrics.nearest(
+                torch.zeros(1, 1, 3, 3), Source(torch.zeros(1, 1, 3, 3)), Ones((9, 9))
+            ),
+            ValueError,
+            "patches: got Ones(shape=(9, 9), k=1)",
+        ),
+        (
+            lambda: metrics.nearest(
+                torch.zeros(1, 1, 3, 3),
+                Source(torch.zeros(1, 1, 3, 3)),
+                Dense(torch.zeros(2, 3, 3)),
+            ),
+            ValueError,
+            "patches: got an empty one",
         ),
     ],
 )

@@ -64,6 +64,14 @@ def test_a_partition_gives_every_pixel_to_one_estimator():
             assert (dense.sum(0) == 1).all()
 
 
+@pytest.mark.parametrize("op", every_operator(4, 4, 0), ids=repr)
+def test_arrays_of_another_shape_are_refused(op):
+    with pytest.raises(ValueError, match="a: got shape"):
+        op.apply(torch.ones(6, 6))
+    with pytest.raises(ValueError, match="b: got shape"):
+        op.transpose(torch.ones(op.k + 1))
+
+
 @pytest.mark.usefixtures("as_users_do")
 @pytest.mark.parametrize(
     ("make", "error", "says"),

@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from fpmc.run import main, parameters_of
+from fpmc.run import main, parameters_of, parse
 
 CHAPTER = """---
 jupytext:
@@ -87,6 +87,27 @@ def test_a_missing_chapter_and_a_wrong_ending_are_named(chapter, tmp_path, capsy
     assert "nothing.md: no such chapter" in capsys.readouterr().err
     assert main([str(chapter), "-o", str(tmp_path / "out.html")]) == 2
     assert "wanted a file name ending in .ipynb" in capsys.readouterr().err
+    (tmp_path / "folder.ipynb").mkdir()
+    assert main([str(chapter), "-o", str(tmp_path / "folder.ipynb")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("1e-3", 1e-3),
+        ("null", None),
+        ("None", None),
+        ("true", True),
+        ("no", "no"),
+        ("[1, 2.5]", [1, 2.5]),
+        ("[", "["),
+        ("2024-01-01", "2024-01-01"),
+        ("photos32", "photos32"),
+    ],
+)
+def test_values_are_read_as_typed(text, value):
+    assert parse(text) == value
 
 
 def test_parameters_are_those_of_the_tagged_cell(chapter):

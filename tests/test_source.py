@@ -32,13 +32,15 @@ def test_images_stay_as_they_are_given_and_are_read_as_floats():
 def test_a_memory_mapped_array_is_a_source(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (6, 1, 3, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", array)
-    mapped = np.load(tmp_path / "images.npy", mmap_mode="r+")
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     torch.testing.assert_close(Source(mapped)[:], torch.from_numpy(array).float() / 127.5 - 1)
 
 
-def test_weights_are_scaled_to_one():
-    source = Source(torch.zeros(3, 1, 2, 2), [1, 2, 5])
+@pytest.mark.parametrize("weights", [[1, 2, 5], [1e308, 1e308, 1e308], [1e-300, 1, 1]])
+def test_weights_are_scaled_to_one(weights):
+    source = Source(torch.zeros(3, 1, 2, 2), weights)
     torch.testing.assert_close(source.log_weights.exp().sum().item(), 1.0)
+    assert source.log_weights.isfinite().all()
 
 
 @pytest.mark.usefixtures("as_users_do")
@@ -52,7 +54,9 @@ def test_weights_are_scaled_to_one():
         (torch.full((1, 1, 2, 2), torch.nan), None, ValueError, "images: got NaN"),
         (torch.full((1, 1, 2, 2), 1.01), None, ValueError, "wanted them in [-1, 1]"),
         (torch.full((1, 1, 2, 2), 200.0), None, ValueError, "pass pixel values as uint8"),
-        (torch.zeros(1, 1, 2, 2, dtype=torch.int32), None, TypeError, "images: got torch.int32"),
+        (torch.zeros(1, 1, 2, 2, dtype=torch.int32), None, TypeError, "wanted uint8 pixel values"),
+        (np.full((1, 1, 2, 2), "a"), None, TypeError, "images: got an array of <U1"),
+        (torch.zeros(2, 1, 2, 2), ["a", "b"], TypeError, "weights: got something else"),
         ([[1.0]], None, TypeError, "images: got list"),
         (torch.zeros(2, 1, 2, 2), [1.0], ValueError, "weights: got shape (1,), wanted (2,)"),
         (torch.zeros(2, 1, 2, 2), [1.0, 0.0], ValueError, "weights: got values"),

@@ -12,10 +12,7 @@ class AuthorYearLabels(BaseLabelStyle):
         """Yield one label per entry."""
         for entry in sorted_entries:
             names = [" ".join(person.last_names) for person in entry.persons["author"]]
-            if len(names) > 2:
-                authors = f"{names[0]} et al."
-            else:
-                authors = " and ".join(names)
+            authors = f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
             yield f"{authors}, {entry.fields['year']}"
 
 

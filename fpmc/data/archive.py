@@ -6,7 +6,7 @@ labels, which nothing here needs). Images are taken in the order of their paths.
 
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,8 +30,15 @@ def read_archive(path: Path) -> np.ndarray:
         ValueError: If the file is not a ZIP, it holds no images, one of them cannot be read or has
             an alpha channel or palette, or their sizes differ.
     """
-    with _files(path) as (names, read):
-        images = [_decode(read(name), f"{path}: {name}") for name in tqdm(names, desc=path.name)]
+    try:
+        with _files(path) as (names, read):
+            images = [
+                _decode(read(name), f"{path}: {name}") for name in tqdm(names, desc=path.name)
+            ]
+    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path}: cannot be read ({error})") from error
     if not images:
         raise ValueError(f"{path}: got no images, wanted PNG or JPEG files in it")
     sizes = {image.size for image in images}
@@ -44,7 +51,7 @@ def read_archive(path: Path) -> np.ndarray:
 
 
 @contextmanager
-def _files(path: Path) -> Iterator[tuple[list[str], object]]:
+def _files(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     """The image files' names in order, and a function that reads one."""
     if path.is_dir():
         names = (str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
@@ -58,15 +65,22 @@ def _files(path: Path) -> Iterator[tuple[list[str], object]]:
             yield _images(archive.namelist()), archive.read
 
 
-def _images(names) -> list[str]:
-    return sorted(name for name in names if Path(name).suffix.lower() in SUFFIXES)
+def _images(names: Iterable[str]) -> list[str]:
+    """Images in the order of their paths, without what operating systems hide beside them."""
+    hidden = (".", "__MACOSX")
+    return sorted(
+        name
+        for name in names
+        if Path(name).suffix.lower() in SUFFIXES
+        and not any(part.startswith(hidden) for part in Path(name).parts)
+    )
 
 
 def _decode(content: bytes, where: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"{where}: cannot be read as an image ({error})") from error
     if image.mode not in ("L", "RGB"):
         raise ValueError(f"{where}: got an image of mode {image.mode}, wanted grey (L) or RGB")

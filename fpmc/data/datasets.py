@@ -20,6 +20,7 @@ NAMES = ("digits", "photos", "photos32", "cifar10", "ffhq64", "afhqv2-64")
 """The datasets that :func:`load` knows by name."""
 
 ARCHIVES = {"ffhq64": "ffhq-64x64.zip", "afhqv2-64": "afhqv2-64x64.zip"}
+SHAPES = {"cifar10": (3, 32, 32), "ffhq64": (3, 64, 64), "afhqv2-64": (3, 64, 64)}
 PHOTOS_SIDE = {"photos": 16, "photos32": 32}
 HELD_OUT_DIGITS = 297
 
@@ -84,10 +85,13 @@ def load(
         ValueError: If there is no such dataset, it holds fewer images than asked for, or an
             archive cannot be read.
     """
-    seed = as_whole_number(seed, "seed", 0)
+    seed = as_whole_number(seed, "seed", 0, 2**63 - 1)
     n_train = None if n_train is None else as_whole_number(n_train, "n_train", 1)
     n_test = None if n_test is None else as_whole_number(n_test, "n_test", 0)
-    root = Path(root or os.environ.get("FPMC_DATA") or Path.home() / ".cache" / "fpmc")
+    for argument, value in (("name", name), ("root", root or "")):
+        if not isinstance(value, str | os.PathLike):
+            raise TypeError(f"{argument}: got {type(value).__name__}, wanted a name or a path")
+    root = Path(root or os.environ.get("FPMC_DATA") or "~/.cache/fpmc").expanduser()
     name = os.fspath(name)
 
     if name in PHOTOS_SIDE:
@@ -97,6 +101,8 @@ def load(
         return Dataset(name, torch.from_numpy(train), torch.from_numpy(test))
 
     train, test = _read(name, root)
+    if train.shape[1:] != SHAPES.get(name, train.shape[1:]):
+        raise ValueError(f"{name}: got images {train.shape[1:]}, wanted {SHAPES[name]}")
     if test is None:
         shuffled = np.random.default_rng(seed).permutation(len(train))
         held_out = min(1_000, len(train) // 10) if n_test is None else n_test
@@ -118,8 +124,11 @@ def _read(name: str, root: Path) -> tuple[np.ndarray, np.ndarray | None]:
     if name == "digits":
         return np.round(load_digits().images[:, None] * (255 / 16)).astype(np.uint8), None
     if name == "cifar10":
-        archive = root / "cifar10-train.zip"
-        return _read_pair(archive) if archive.exists() else _download_cifar10(root)
+        archives = [root / f"cifar10-{part}.zip" for part in ("train", "test")]
+        found = [archive.exists() for archive in archives]
+        if any(found) and not all(found):
+            raise FileNotFoundError(f"cifar10: no {archives[found.index(False)]}")
+        return _read_pair(archives[0]) if all(found) else _download_cifar10(root)
     if name in ARCHIVES:
         archive = root / ARCHIVES[name]
         if not archive.exists():
@@ -129,8 +138,8 @@ def _read(name: str, root: Path) -> tuple[np.ndarray, np.ndarray | None]:
                 "--resolution=64x64, and put it there, or name its folder as root (or FPMC_DATA)"
             )
         return read_archive(archive), None
-    path = Path(name)
-    if not path.exists():
+    path = Path(name).expanduser()
+    if not name or not path.exists():
         raise ValueError(
             f"name: got {name!r}, wanted one of {', '.join(NAMES)}, or a path to a folder or ZIP"
         )

@@ -24,6 +24,7 @@ axes, and every elementwise step runs along n, contiguously.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -56,21 +57,17 @@ def denoise(
         budget: Bytes of working memory, inputs and result not counted.
 
     Returns:
-        x̂ with z's shape, type and device.
+        x̂ with z's shape, type and device. Differentiable in reverse mode, not by ``torch.func``.
 
     Raises:
         ValueError: If the budget is too small for a single pair of images.
     """
     size = tile(len(z), len(source), source.shape, (queries, responses), budget, z.device)
-    parts = [
-        _Collection.apply(
-            part, _matrix(queries), _matrix(responses), sigma, queries, responses, source, size.n
-        )
-        for part in z.split(size.b)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    matrices = (op.matrix if isinstance(op, Dense) else None for op in (queries, responses))
+    return _Collection.apply(z, *matrices, sigma, queries, responses, source, size)
 
 
+@torch.no_grad()
 def posterior_weights(
     z: Float[Tensor, "b c h w"],
     sigma: float,
@@ -79,14 +76,18 @@ def posterior_weights(
     budget: int | None = None,
 ) -> Float[Tensor, "b k n"]:
     """The filtered posteriors w of (9), all of them. Arguments as in :func:`denoise`."""
-    parts = []
-    for z_t, tiles in _batches(z, sigma, queries, source, budget):
-        log_norm = _log_normaliser(tiles(z_t))
-        weights = [(ell - log_norm.unsqueeze(-1)).exp().to(z.dtype) for _, ell in tiles(z_t)]
-        parts.append(torch.cat(weights, dim=-1))
-    return torch.cat(parts, dim=1).movedim(1, 0)
+    result = z.new_empty(len(z), queries.k, len(source))
+    for part, tiles in _parts(z, sigma, queries, source, budget):
+        log_norm = _log_normaliser(tiles()).unsqueeze(-1)
+        start = 0
+        for x, ell in tiles():
+            stop = start + x.shape[-1]
+            result[part, :, start:stop] = ell.sub_(log_norm).exp_().movedim(1, 0)
+            start = stop
+    return result
 
 
+@torch.no_grad()
 def posterior_means(
     z: Float[Tensor, "b c h w"],
     sigma: float,
@@ -95,18 +96,18 @@ def posterior_means(
     budget: int | None = None,
 ) -> Float[Tensor, "b k c h w"]:
     """The filtered posterior means of (7), one whole image per estimator, before R mixes them."""
-    parts = []
-    for z_t, tiles in _batches(z, sigma, queries, source, budget):
-        log_norm = _log_normaliser(tiles(z_t)).unsqueeze(-1)
-        total = None
-        for x, ell in tiles(z_t):
-            weights = (ell - log_norm).exp().flatten(0, 1)  # (k·b, n)
-            part = weights @ x.flatten(0, 2).T
-            total = part if total is None else total.add_(part)
-        parts.append(total.view(queries.k, -1, *source.shape).to(z.dtype))
-    return torch.cat(parts, dim=1).movedim(1, 0)
+    result = z.new_empty(len(z), queries.k, *source.shape)
+    for part, tiles in _parts(z, sigma, queries, source, budget, whole_images=True):
+        log_norm = _log_normaliser(tiles()).unsqueeze(-1)
+        total = 0
+        for x, ell in tiles():
+            weights = ell.sub_(log_norm).exp_().flatten(0, 1)  # (k·b, n)
+            total += weights @ x.flatten(0, 2).T
+        result[part] = total.view(queries.k, -1, *source.shape).movedim(1, 0)
+    return result
 
 
+@torch.no_grad()
 def effective_number(
     z: Float[Tensor, "b c h w"],
     sigma: float,
@@ -115,14 +116,15 @@ def effective_number(
     budget: int | None = None,
 ) -> Float[Tensor, "b k"]:
     r"""How many images a posterior spreads over: :math:`1 / \sum_n w_{kn}^2`, from 1 to N."""
-    parts = []
-    for z_t, tiles in _batches(z, sigma, queries, source, budget):
-        log_norm = _log_normaliser(tiles(z_t)).unsqueeze(-1)
-        squares = sum((2 * (ell - log_norm)).exp().sum(-1) for _, ell in tiles(z_t))
-        parts.append((1 / squares).to(z.dtype))
-    return torch.cat(parts, dim=1).T
+    result = z.new_empty(len(z), queries.k)
+    for part, tiles in _parts(z, sigma, queries, source, budget):
+        log_norm = _log_normaliser(tiles()).unsqueeze(-1)
+        squares = sum(ell.sub_(log_norm).mul_(2).exp_().sum(-1) for _, ell in tiles())
+        result[part] = (1 / squares).T
+    return result
 
 
+@torch.no_grad()
 def nearest(
     z: Float[Tensor, "b c h w"], queries: Operator, source: Source, budget: int | None = None
 ) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
@@ -131,10 +133,11 @@ def nearest(
     Returns:
         The squared distance (Q δ)_k, shape (b, k), and the image's position in the source.
     """
-    least, where = [], []
-    for z_t, tiles in _batches(z, 2**-0.5, queries, source, budget, weighted=False):
-        best, start = None, 0
-        for x, ell in tiles(z_t):
+    distances = z.new_empty(len(z), queries.k)
+    positions = torch.empty(len(z), queries.k, dtype=torch.long, device=z.device)
+    for part, tiles in _parts(z, 2**-0.5, queries, source, budget, weighted=False):
+        best, position, start = None, None, 0
+        for x, ell in tiles():
             value, index = ell.max(-1)
             if best is None:
                 best, position = value, index
@@ -142,42 +145,47 @@ def nearest(
                 position = torch.where(value > best, index + start, position)
                 best = torch.maximum(value, best)
             start += x.shape[-1]
-        least.append(-best.to(z.dtype))
-        where.append(position)
-    return torch.cat(least, dim=1).T.clamp(min=0), torch.cat(where, dim=1).T
+        if isinstance(queries, Ones):  # what the expanded square left of a distance of zero
+            found = source.read(position[0], torch.float64, z.device)
+            best = -(z[part].double() - found).square().flatten(1).sum(1).unsqueeze(0)
+        distances[part], positions[part] = -best.T, position.T
+    return distances, positions
 
 
 class _Collection(torch.autograd.Function):
-    """x̂ from z, Q and R, and back, by recomputation."""
+    """x̂ from z, Q and R, and back, by recomputation, a part of the batch at a time."""
 
     @staticmethod
-    def forward(ctx, z, q_matrix, r_matrix, sigma, queries, responses, source, n):
-        z_t = _pixels_first(z)
-        answer, log_norm = _forward(z_t, sigma, queries, responses, source, n)
-        answer = answer.movedim(-1, 0).to(z.dtype).contiguous()
-        ctx.save_for_backward(z, q_matrix, r_matrix, answer, log_norm)
-        ctx.collection = (sigma, queries, responses, source, n)
+    def forward(ctx, z, q_matrix, r_matrix, sigma, queries, responses, source, size):
+        answer, log_norm = torch.empty_like(z), None
+        q, r = (op.to(z.new_empty(0, dtype=torch.float64)) for op in (queries, responses))
+        for part in _split(len(z), size.b):
+            total, log_norm = _forward(_pixels_first(z[part]), sigma, q, r, source, size.n)
+            answer[part] = total.movedim(-1, 0)
+        ctx.save_for_backward(z, q_matrix, r_matrix, log_norm if size.b >= len(z) else None)
+        ctx.collection = (sigma, queries, responses, source, size)
         return answer
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        z, q_matrix, r_matrix, answer, log_norm = ctx.saved_tensors
-        wanted = tuple(ctx.needs_input_grad[:3])
-        to_z, to_q, to_r = _backward(
-            _pixels_first(z),
-            _pixels_first(gradient),
-            _pixels_first(answer),
-            log_norm.unsqueeze(-1),
-            wanted,
-            *ctx.collection,
-        )
-        if to_z is not None:
-            to_z = to_z.movedim(-1, 0).to(z.dtype)
-        if to_q is not None:
-            to_q = to_q.view_as(q_matrix).to(q_matrix)
+        z, q_matrix, r_matrix, log_norm = ctx.saved_tensors
+        sigma, queries, responses, source, size = ctx.collection
+        q, r = (op.to(z.new_empty(0, dtype=torch.float64)) for op in (queries, responses))
+        wanted = ctx.needs_input_grad[:3]
+        to_z = torch.empty_like(z) if wanted[0] else None
+        to_q = torch.zeros_like(q.matrix) if wanted[1] else None
+        to_r = torch.zeros_like(r.matrix) if wanted[2] else None
+        for part in _split(len(z), size.b):
+            z_t, gradient_t = _pixels_first(z[part]), _pixels_first(gradient[part])
+            total = _backward(z_t, gradient_t, log_norm, to_q, to_r, sigma, q, r, source, size.n)
+            if wanted[0]:
+                to_z[part] = total.movedim(-1, 0)
+        to_q = None if to_q is None else to_q.to(q_matrix)
         if to_r is not None:
-            to_r = to_r.view_as(r_matrix).to(r_matrix)
+            # The quotient's share: x̂ falls where Rᵀ1 grows.
+            to_r -= (r.matrix * to_r).sum(0) / r.coverage()
+            to_r = to_r.to(r_matrix)
         return to_z, to_q, to_r, None, None, None, None, None
 
 
@@ -204,53 +212,50 @@ def _forward(z_t, sigma, queries, responses, source, n):
     return total / responses.transpose(mass), peak + mass.log()
 
 
-def _backward(
-    z_t, gradient, answer, log_norm, wanted, sigma, queries, responses, source, n
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    r"""Gradients with respect to z (c, h, w, b), Q and R (k, *shape).
+def _backward(z_t, gradient, log_norm, to_q, to_r, sigma, queries, responses, source, n):
+    r"""The gradient with respect to z (c, h, w, b); those of Q and R are added to to_q and to_r.
 
     With :math:`\tilde g = g \oslash R^\top 1` and :math:`s_{kn} = (R\,(\tilde g \odot x_n))_k`, the
     softmax gives :math:`\partial \ell_{kn} = w_{kn} (s_{kn} - \sum_m w_{km} s_{km})`. These sum to
     zero over n, so z drops out of the difference in its own gradient
     :math:`\frac{1}{\sigma^2} \sum_n (Q^\top \partial\ell_{\cdot n}) \odot x_n`.
+    What R gains from its numerator alone is :math:`\sum_n w_{kn} (\tilde g \odot x_n)_p`.
     """
-    wants_z, wants_q, wants_r = wanted
+    if log_norm is None:
+        log_norm = _log_normaliser(_tiles(z_t, sigma, queries, source, n))
     scaled = gradient / _coverage(responses, z_t)
 
     def tiles():
         for x, ell in _tiles(z_t, sigma, queries, source, n):
-            yield x, ell.sub_(log_norm).exp_(), _project(scaled, x, responses)
+            weights = ell.sub_(log_norm.unsqueeze(-1)).exp_()
+            yield x, weights, *_project(scaled, x, responses)
 
-    average = None
-    if wants_z or wants_q:
-        average = sum((w * s).sum(-1) for _, w, (_, s) in tiles()).unsqueeze(-1)
-
-    to_z = torch.zeros_like(z_t) if wants_z else None
-    to_q = z_t.new_zeros(queries.matrix.shape) if wants_q else None
-    to_r = z_t.new_zeros(responses.matrix.shape) if wants_r else None
-    for x, w, (products, s) in tiles():
-        if wants_r:
+    average = sum((w * s).sum(-1) for _, w, _, s in tiles()).unsqueeze(-1)
+    to_z = torch.zeros_like(z_t)
+    for x, w, products, s in tiles():
+        if to_r is not None:
             to_r += _outer(w, products).view_as(to_r)
-        if average is None:
-            continue
-        to_ell = w * (s - average)
-        if wants_z:
-            to_z += _mix(to_ell, x, queries) / sigma**2
-        if wants_q:
-            to_q -= _outer(to_ell, _differences(z_t, x, queries)).view_as(to_q) / (2 * sigma**2)
-    if wants_r:
-        to_r -= _like_operator(scaled * answer, responses).sum(-1)
-    return to_z, to_q, to_r
+        to_ell = s.sub_(average).mul_(w)
+        to_z += _mix(to_ell, x, queries).div_(sigma**2)
+        if to_q is not None:
+            delta = _differences(z_t, x, queries)
+            to_q -= _outer(to_ell, delta).view_as(to_q).div_(2 * sigma**2)
+    return to_z
 
 
-def _batches(z, sigma, queries, source, budget, weighted=True):
+def _split(batch: int, b: int) -> list[slice]:
+    return [slice(start, start + b) for start in range(0, batch, b)]
+
+
+def _parts(z, sigma, queries, source, budget, *, weighted=True, whole_images=False):
     """The batch in parts that fit the budget, each with a function that runs over its tiles."""
-    size = tile(len(z), len(source), source.shape, (queries,), budget, z.device)
-    for part in z.detach().split(size.b):
-        yield (
-            _pixels_first(part),
-            lambda z_t: _tiles(z_t, sigma, queries, source, size.n, weighted),
-        )
+    size = tile(
+        len(z), len(source), source.shape, (queries,), budget, z.device, whole_images=whole_images
+    )
+    queries = queries.to(z.new_empty(0, dtype=torch.float64))
+    for part in _split(len(z), size.b):
+        z_t = _pixels_first(z[part])
+        yield part, partial(_tiles, z_t, sigma, queries, source, size.n, weighted)
 
 
 def _tiles(z_t, sigma, queries, source, n, weighted=True) -> Iterator[tuple[Tensor, Tensor]]:
@@ -329,13 +334,5 @@ def _coverage(responses: Operator, z_t: Tensor) -> Float[Tensor, "..."]:
     return responses.transpose(z_t.new_ones(responses.k)).unsqueeze(-1)
 
 
-def _like_operator(per_dimension: Tensor, op: Operator) -> Tensor:
-    return per_dimension if len(op.shape) == 3 else per_dimension.sum(0)
-
-
 def _pixels_first(z: Float[Tensor, "b c h w"]) -> Float[Tensor, "c h w b"]:
     return z.detach().double().movedim(0, -1).contiguous()
-
-
-def _matrix(op: Operator) -> Tensor | None:
-    return op.matrix if isinstance(op, Dense) else None

@@ -10,8 +10,8 @@ from fpmc.operators import Dense, Ones, Operator
 
 __all__ = ["DEFAULT_BUDGET", "Tile", "tile"]
 
-DEFAULT_BUDGET = 2**28
-"""Working memory of one call, in bytes, unless the caller says otherwise: 256 MiB."""
+DEFAULT_BUDGET = 2**30
+"""Working memory of one call, in bytes, unless the caller says otherwise: 1 GiB."""
 
 FLOAT64 = 8
 CACHE_FRIENDLY = 2**25
@@ -33,13 +33,15 @@ def tile(
     operators: tuple[Operator, ...],
     budget: int | None = None,
     device: torch.device | None = None,
+    *,
+    whole_images: bool = False,
 ) -> Tile:
     """Choose how many noisy images and source images a sum takes at a time.
 
     Counts what the streaming engine allocates in float64: per noisy image (accumulators), per
     source image (a converted copy), per pair of the two (differences, log-weights, window sums)
-    and once (the operators' own matrices). On a CPU the pairs are kept within 32 MiB, which is
-    faster than larger tiles: their arrays stay in cache.
+    and once (the operators' own matrices and their gradients). On a CPU the pairs are kept within
+    32 MiB, so that their arrays stay in cache: the answer does not depend on it, only the time.
 
     Args:
         batch: Number of noisy images.
@@ -48,6 +50,7 @@ def tile(
         operators: Q, and R if the sum answers in pixels.
         budget: Bytes of working memory; :data:`DEFAULT_BUDGET` if left out.
         device: Where the sum runs.
+        whole_images: Whether the sum makes one image per estimator.
 
     Raises:
         TypeError: If the budget is not a whole number.
@@ -55,8 +58,8 @@ def tile(
     """
     budget = DEFAULT_BUDGET if budget is None else as_whole_number(budget, "budget", 1)
     dimensions, k = math.prod(shape), operators[0].k
-    once = sum(3 * op.matrix.numel() for op in operators if isinstance(op, Dense)) * FLOAT64
-    per_z = (6 * dimensions + 6 * k) * FLOAT64
+    once = sum(2 * op.matrix.numel() for op in operators if isinstance(op, Dense)) * FLOAT64
+    per_z = (6 * dimensions + 6 * k + whole_images * 3 * k * dimensions) * FLOAT64
     per_x = 5 * dimensions * FLOAT64
     per_pair = 4 * k * FLOAT64 + sum(_pair_bytes(op) for op in operators)
 

@@ -8,9 +8,10 @@ import csv
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
+from types import MappingProxyType
 
 from fpmc.checks import as_whole_number
-from fpmc.schedule import nearest_level
+from fpmc.levels import nearest_level
 
 __all__ = ["PUBLISHED", "patch_schedule", "published"]
 
@@ -21,7 +22,7 @@ SMALLEST_PATCH = 3
 
 
 @cache
-def published(name: str, column: str) -> dict[float, float]:
+def published(name: str, column: str) -> Mapping[float, float]:
     """A column of a published table as {sigma: value}.
 
     Args:
@@ -38,7 +39,7 @@ def published(name: str, column: str) -> dict[float, float]:
     if column not in rows[0] or column in ("step", "sigma"):
         columns = ", ".join(list(rows[0])[2:])
         raise ValueError(f"column: got {column!r}, wanted one of {columns} in {name}")
-    return {float(row["sigma"]): float(row[column]) for row in rows}
+    return MappingProxyType({float(row["sigma"]): float(row[column]) for row in rows})
 
 
 def patch_schedule(
@@ -61,7 +62,12 @@ def patch_schedule(
         ValueError: If it is not between 1 and ``side``, or no schedule has that name.
     """
     if isinstance(patch_sizes, str):
-        ratio = side / PUBLISHED.get(patch_sizes, side)
+        if patch_sizes not in PUBLISHED:
+            raise ValueError(
+                f"patch_sizes: got {patch_sizes!r}, wanted a number, a mapping from sigma to "
+                f"numbers, or one of {', '.join(PUBLISHED)}"
+            )
+        ratio = side / PUBLISHED[patch_sizes]
         scaled = {
             sigma: max(int(p * ratio + 0.5), SMALLEST_PATCH)
             for sigma, p in published(patch_sizes, column).items()
