@@ -11,7 +11,8 @@ class AuthorYearLabels(BaseLabelStyle):
     def format_labels(self, sorted_entries):
         """Yield one label per entry."""
         for entry in sorted_entries:
-            names = [" ".join(person.last_names) for person in entry.persons["author"]]
+            people = entry.persons["author"]
+            names = [" ".join([*person.prelast_names, *person.last_names]) for person in people]
             authors = f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
             yield f"{authors}, {entry.fields['year']}"
 

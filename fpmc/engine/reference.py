@@ -95,6 +95,7 @@ def collection(
     for z_b in z:
         total = torch.zeros_like(z_b)
         for q_k, r_k in zip(queries, responses, strict=True):
-            total = total + r_k * filtered_posterior_mean(z_b, images, q_k, sigma, log_weights)
+            mean = filtered_posterior_mean(z_b, images, q_k, sigma, log_weights)
+            total = total + r_k * mean
         denoised.append(total / responses.sum(0))
     return torch.stack(denoised)
