@@ -19,7 +19,7 @@ from fpmc.checks import as_images, as_noise_level, as_whole_number
 from fpmc.engine import streaming
 from fpmc.levels import nearest_level
 from fpmc.operators import Operator
-from fpmc.source import Source
+from fpmc.source import Source, as_source
 
 __all__ = ["FPMC", "Posterior"]
 
@@ -54,9 +54,7 @@ class FPMC:
         *,
         budget: int | None = None,
     ):
-        if not isinstance(source, Source):
-            raise TypeError(f"source: got {type(source).__name__}, wanted an fpmc.Source")
-        self.source = source
+        self.source = as_source(source)
         self.budget = None if budget is None else as_whole_number(budget, "budget", 1)
         self._queries = _by_level(queries, "queries")
         self._responses = _by_level(responses, "responses")

@@ -9,7 +9,7 @@ from torch import Tensor
 from fpmc.checks import as_images
 from fpmc.engine import streaming
 from fpmc.operators import Ones, Operator
-from fpmc.source import Source
+from fpmc.source import Source, as_source
 
 __all__ = ["Estimate", "mse", "nearest", "r2"]
 
@@ -109,9 +109,7 @@ def nearest(
         ValueError: If their shape is not the source's, they hold NaN, or the patches are for other
             images or empty.
     """
-    if not isinstance(source, Source):
-        raise TypeError(f"source: got {type(source).__name__}, wanted an fpmc.Source")
-    images = as_images(images, "images", source.shape)
+    images = as_images(images, "images", as_source(source).shape)
     patches = Ones(source.shape[1:]) if patches is None else patches
     if not (isinstance(patches, Operator) and patches.fits(source.shape)):
         raise ValueError(

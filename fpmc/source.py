@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fpmc.checks import as_images
 
-__all__ = ["Source", "to_float", "to_uint8"]
+__all__ = ["Source", "as_source", "to_float", "to_uint8"]
 
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -95,6 +95,17 @@ class Source:
             index = index.to(self.images.device)
         images = self.images[index].to(device or self.images.device)
         return to_float(images, dtype) if images.dtype == torch.uint8 else images.to(dtype)
+
+
+def as_source(source: Any) -> Source:
+    """Return the source.
+
+    Raises:
+        TypeError: If it is not an :class:`fpmc.Source`.
+    """
+    if not isinstance(source, Source):
+        raise TypeError(f"source: got {type(source).__name__}, wanted an fpmc.Source")
+    return source
 
 
 def _from_numpy(images: np.ndarray) -> Tensor:

@@ -2,5 +2,6 @@
 
 from fpmc.methods.optimal import optimal
 from fpmc.methods.pspc import pspc_square
+from fpmc.methods.wiener import wiener
 
-__all__ = ["optimal", "pspc_square"]
+__all__ = ["optimal", "pspc_square", "wiener"]
