@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_generator", "as_images", "as_noise_level", "as_whole_number"]
+__all__ = ["as_fraction", "as_generator", "as_images", "as_noise_level", "as_whole_number"]
 
 EXTREME = 1e100
 """Larger values, and noise levels below its inverse, overflow when they are squared."""
@@ -58,6 +58,26 @@ def as_whole_number(value: Any, name: str, least: int, most: int | None = None) 
     if value < least or (most is not None and value > most):
         raise ValueError(f"{name}: got {value}, wanted {wanted}")
     return int(value)
+
+
+def as_fraction(value: Any, name: str, *, zero: bool = True) -> float:
+    """Return a number between 0 and 1 as a float.
+
+    Args:
+        value: The number; 1 is allowed.
+        name: What the error calls it.
+        zero: Whether 0 is allowed.
+
+    Raises:
+        TypeError: If the value is not a number.
+        ValueError: If it lies outside the range.
+    """
+    wanted = f"a number {'from' if zero else 'above'} 0 {'to' if zero else 'and up to'} 1"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: got {type(value).__name__}, wanted {wanted}")
+    if not 0 <= value <= 1 or (value == 0 and not zero):
+        raise ValueError(f"{name}: got {value}, wanted {wanted}")
+    return float(value)
 
 
 def as_images(images: Any, name: str, shape: tuple[int, ...] | None = None) -> Tensor:

@@ -1,7 +1,8 @@
 """The papers' denoisers, each a choice of Q, R and source."""
 
+from fpmc.methods.lukoianov import lukoianov
 from fpmc.methods.optimal import optimal
 from fpmc.methods.pspc import pspc_square
 from fpmc.methods.wiener import wiener
 
-__all__ = ["optimal", "pspc_square", "wiener"]
+__all__ = ["lukoianov", "optimal", "pspc_square", "wiener"]

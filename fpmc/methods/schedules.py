@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
+from typing import Any
 
-from fpmc.checks import as_whole_number
+from fpmc.checks import as_fraction, as_whole_number
 from fpmc.levels import nearest_level
 
-__all__ = ["PUBLISHED", "patch_schedule", "published"]
+__all__ = ["PUBLISHED", "patch_schedule", "published", "threshold_schedule"]
 
 PUBLISHED = {"cifar10": 32, "ffhq64": 64, "afhqv2-64": 64}
 """The published schedules' names, and the side of the images they were found for."""
@@ -61,22 +62,52 @@ def patch_schedule(
         TypeError: If a patch size is not a whole number.
         ValueError: If it is not between 1 and ``side``, or no schedule has that name.
     """
-    if isinstance(patch_sizes, str):
-        if patch_sizes not in PUBLISHED:
-            raise ValueError(
-                f"patch_sizes: got {patch_sizes!r}, wanted a number, a mapping from sigma to "
-                f"numbers, or one of {', '.join(PUBLISHED)}"
-            )
+
+    def scaled(table: Mapping[float, float]) -> dict[float, int]:
         ratio = side / PUBLISHED[patch_sizes]
-        scaled = {
-            sigma: max(int(p * ratio + 0.5), SMALLEST_PATCH)
-            for sigma, p in published(patch_sizes, column).items()
-        }
-        return nearest_level({s: min(p, side) for s, p in scaled.items()}, "patch_sizes")
-    if isinstance(patch_sizes, Mapping):
-        checked = {
-            sigma: as_whole_number(p, "patch_sizes", 1, side) for sigma, p in patch_sizes.items()
-        }
-        return nearest_level(checked, "patch_sizes")
-    p = as_whole_number(patch_sizes, "patch_sizes", 1, side)
-    return lambda sigma: p
+        return {s: min(max(int(p * ratio + 0.5), SMALLEST_PATCH), side) for s, p in table.items()}
+
+    def checked(p: Any) -> int:
+        return as_whole_number(p, "patch_sizes", 1, side)
+
+    return _schedule(patch_sizes, column, "patch_sizes", checked, scaled)
+
+
+def threshold_schedule(
+    thresholds: float | Mapping[float, float] | str, column: str, name: str, *, zero: bool = True
+) -> Callable[[float], float]:
+    """A function from σ to a threshold τ between 0 and 1. A published schedule is taken as it is.
+
+    Args:
+        thresholds: A number, a {sigma: τ} mapping (the nearest sigma on a logarithmic scale wins),
+            or a published schedule's name.
+        column: The method whose column of the published table counts.
+        name: What an error calls the thresholds.
+        zero: Whether τ = 0 is allowed.
+
+    Raises:
+        TypeError: If a threshold is not a number.
+        ValueError: If it is not between 0 and 1, or no schedule has that name.
+    """
+    return _schedule(thresholds, column, name, lambda tau: as_fraction(tau, name, zero=zero), dict)
+
+
+def _schedule(
+    values: Any,
+    column: str,
+    name: str,
+    checked: Callable[[Any], float],
+    adapted: Callable[[Mapping[float, float]], Mapping[float, float]],
+) -> Callable[[float], float]:
+    """A function from σ to a checked value, or to one of a published table, adapted."""
+    if isinstance(values, str):
+        if values not in PUBLISHED:
+            raise ValueError(
+                f"{name}: got {values!r}, wanted a number, a mapping from sigma to numbers, or one "
+                f"of {', '.join(PUBLISHED)}"
+            )
+        return nearest_level(adapted(published(values, column)), name)
+    if isinstance(values, Mapping):
+        return nearest_level({sigma: checked(value) for sigma, value in values.items()}, name)
+    value = checked(values)
+    return lambda sigma: value

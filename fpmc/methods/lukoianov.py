@@ -1,0 +1,72 @@
+"""Locality from data statistics: each dimension's posterior sees what its Wiener filter reads."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fpmc.collection import FPMC
+from fpmc.gaussian import Gaussian
+from fpmc.methods.schedules import threshold_schedule
+from fpmc.operators import Dense, Identity
+from fpmc.source import Source, as_source
+
+__all__ = ["lukoianov"]
+
+
+def lukoianov(
+    source: Source,
+    threshold: float | Mapping[float, float] | str = "cifar10",
+    *,
+    gaussian: Gaussian | None = None,
+    budget: int | None = None,
+) -> FPMC:
+    r"""An estimator per dimension d, whose query is row d of the Wiener filter, made binary.
+
+    .. math:: q_d = 1\big[\,|W_{d\cdot}| \ge \tau W_{dd}\,\big], \qquad r_d = \text{one-hot at } d,
+              \qquad W = \Sigma (\Sigma + \sigma^2 I)^{-1}
+
+    With τ = 0 every q is 1, and it is the optimal denoiser. Where the data never vary,
+    :math:`W_{d\cdot} = 0` has no peak to compare with: such a dimension sees itself alone, and
+    answers with its constant, as it would under any q. A call takes N D² multiplications an image.
+
+    Args:
+        source: S.
+        threshold: τ, from 0 to 1: a number, a {sigma: τ} mapping (the nearest sigma on a
+            logarithmic scale wins), or a published schedule's name, "cifar10", "ffhq64" or
+            "afhqv2-64".
+        gaussian: The mean and covariance that the filter is made from; the source's own if left
+            out. Give one to decompose it once for several denoisers.
+        budget: Bytes of working memory, see :class:`fpmc.FPMC`.
+
+    Raises:
+        TypeError: If the source is not an :class:`fpmc.Source`, or a threshold not a number.
+        ValueError: If a threshold lies outside its range, no schedule has that name, or the
+            Gaussian is one of other images.
+
+    Source: Lukoianov et al. (2025); Niedoba et al. (2026), equations (69) to (73) and (89) to (91).
+    """
+    source, tau = as_source(source), threshold_schedule(threshold, "lukoianov", "threshold")
+    if gaussian is None:
+        gaussian = Gaussian.of_source(source, budget)
+    elif tuple(gaussian.mean.shape) != source.shape:
+        raise ValueError(f"gaussian: got {gaussian!r}, wanted one of images {source.shape}")
+
+    @lru_cache(maxsize=1)
+    def masks(sigma: float) -> Dense:
+        return Dense(_masks(gaussian, sigma, tau(sigma)))
+
+    return FPMC(masks, Identity(source.shape), source, budget=budget)
+
+
+def _masks(gaussian: Gaussian, sigma: float, tau: float) -> Float[Tensor, "d c h w"]:
+    """Row d is q_d, of zeros and ones."""
+    rows = gaussian.matrix(sigma)
+    masks = rows.abs() >= tau * rows.diagonal().unsqueeze(1)
+    if tau > 0:
+        variance = gaussian.variance.flatten()
+        constant = variance <= len(rows) * torch.finfo(variance.dtype).eps * variance.max()
+        masks[constant] = torch.eye(len(rows), dtype=torch.bool, device=rows.device)[constant]
+    return masks.double().view(-1, *gaussian.mean.shape)
