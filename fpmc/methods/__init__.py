@@ -2,7 +2,7 @@
 
 from fpmc.methods.lukoianov import lukoianov
 from fpmc.methods.optimal import optimal
-from fpmc.methods.pspc import pspc_square
+from fpmc.methods.pspc import pspc_flex, pspc_square
 from fpmc.methods.wiener import wiener
 
-__all__ = ["lukoianov", "optimal", "pspc_square", "wiener"]
+__all__ = ["lukoianov", "optimal", "pspc_flex", "pspc_square", "wiener"]
