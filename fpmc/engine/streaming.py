@@ -35,7 +35,14 @@ from fpmc.engine.tiling import tile
 from fpmc.operators import Dense, Ones, Operator
 from fpmc.source import Source
 
-__all__ = ["denoise", "effective_number", "nearest", "posterior_means", "posterior_weights"]
+__all__ = [
+    "denoise",
+    "effective_number",
+    "mean_and_evidence",
+    "nearest",
+    "posterior_means",
+    "posterior_weights",
+]
 
 
 def denoise(
@@ -65,6 +72,32 @@ def denoise(
     size = tile(len(z), len(source), source.shape, (queries, responses), budget, z.device)
     matrices = (op.matrix if isinstance(op, Dense) else None for op in (queries, responses))
     return _Collection.apply(z, *matrices, sigma, queries, responses, source, size)
+
+
+@torch.no_grad()
+def mean_and_evidence(
+    z: Float[Tensor, "b c h w"],
+    sigma: float,
+    queries: Operator,
+    responses: Operator,
+    source: Source,
+    budget: int | None = None,
+    held: int = 0,
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
+    r"""The answer, and each estimator's log-evidence :math:`\log\sum_n \exp\ell_{kn}`, in float64.
+
+    Arguments as in :func:`denoise`, and ``held``, the bytes of the budget that the caller's own
+    arrays take.
+    """
+    operators = (queries, responses)
+    size = tile(len(z), len(source), source.shape, operators, budget, z.device, held=held)
+    answer = torch.empty_like(z, dtype=torch.float64)
+    evidence = answer.new_empty(len(z), queries.k)
+    q, r = (op.to(answer) for op in (queries, responses))
+    for part in _split(len(z), size.b):
+        total, log_norm = _forward(_pixels_first(z[part]), sigma, q, r, source, size.n)
+        answer[part], evidence[part] = total.movedim(-1, 0), log_norm.T
+    return answer, evidence
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ def tile(
     device: torch.device | None = None,
     *,
     whole_images: bool = False,
+    held: int = 0,
 ) -> Tile:
     """Choose how many noisy images and source images a sum takes at a time.
 
@@ -51,6 +52,7 @@ def tile(
         budget: Bytes of working memory; :data:`DEFAULT_BUDGET` if left out.
         device: Where the sum runs.
         whole_images: Whether the sum makes one image per estimator.
+        held: Bytes of the budget that the caller's own arrays take.
 
     Raises:
         TypeError: If the budget is not a whole number.
@@ -58,7 +60,8 @@ def tile(
     """
     budget = DEFAULT_BUDGET if budget is None else as_whole_number(budget, "budget", 1)
     dimensions, k = math.prod(shape), operators[0].k
-    once = sum(2 * op.matrix.numel() for op in operators if isinstance(op, Dense)) * FLOAT64
+    matrices = [op.matrix.numel() for op in operators if isinstance(op, Dense)]
+    once = held + 2 * sum(matrices) * FLOAT64
     per_z = (6 * dimensions + 6 * k + whole_images * 3 * k * dimensions) * FLOAT64
     per_x = 5 * dimensions * FLOAT64
     per_pair = 4 * k * FLOAT64 + sum(_pair_bytes(op) for op in operators)

@@ -3,6 +3,7 @@
 from fpmc.methods.lukoianov import lukoianov
 from fpmc.methods.optimal import optimal
 from fpmc.methods.pspc import pspc_flex, pspc_square
+from fpmc.methods.score_machines import els, es, ls
 from fpmc.methods.wiener import wiener
 
-__all__ = ["lukoianov", "optimal", "pspc_flex", "pspc_square", "wiener"]
+__all__ = ["els", "es", "ls", "lukoianov", "optimal", "pspc_flex", "pspc_square", "wiener"]

@@ -1,0 +1,77 @@
+r"""Collections whose estimators also see the source's images translated.
+
+In the general form, every estimator has a source of its own,
+:math:`S_k = \{T x : x \in S, T \in \mathcal{T}_k\}`, the images translated by the set that the
+symmetry of a convolution allows it.
+
+Source: Kamb and Ganguli (2025); Niedoba et al. (2026), appendix A.2.2.
+"""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fpmc.checks import as_images, as_noise_level, as_whole_number
+from fpmc.engine import translations
+from fpmc.source import Source, as_source
+
+__all__ = ["Equivariant"]
+
+
+class Equivariant:
+    """A collection over the translations of its source, called as ``denoiser(z, sigma)``.
+
+    The translated images are never made: see :mod:`fpmc.engine.translations`.
+
+    Args:
+        patch_sizes: A function from sigma to the side p of the squares that the estimators see,
+            clipped at the border, with a one-hot response each: a square that fits is compared with
+            the source's squares at every place where it fits, one that a border cuts with those
+            that this border cuts alike. None for whole images that are translated cyclically.
+        source: S.
+        budget: Bytes of working memory that a call may take (inputs and result not counted); 1 GiB
+            if left out.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If the budget is not positive.
+
+    Source: Niedoba et al. (2026), equations (60) to (68).
+    """
+
+    def __init__(
+        self,
+        patch_sizes: Callable[[float], int] | None,
+        source: Source,
+        *,
+        budget: int | None = None,
+    ):
+        self.source = as_source(source)
+        self.budget = None if budget is None else as_whole_number(budget, "budget", 1)
+        self._patch_sizes = patch_sizes
+
+    def __repr__(self) -> str:
+        return f"Equivariant({self.source!r})"
+
+    def __call__(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
+        """The denoised images x̂ = D(z, σ).
+
+        Args:
+            z: Noisy images, floating-point, shape (b, c, h, w).
+            sigma: The noise level σ > 0, one for the whole batch.
+
+        Returns:
+            x̂ in [-1, 1], with z's shape, type and device. Not differentiable.
+
+        Raises:
+            TypeError: If z is not a floating-point tensor, or sigma not a number.
+            ValueError: If z's shape is not the source's, it holds NaN, sigma is not positive, or
+                the budget is too small.
+        """
+        sigma = as_noise_level(sigma)
+        z = as_images(z, "z", self.source.shape)
+        if self._patch_sizes is None:
+            return translations.denoise_cyclic(z, sigma, self.source, self.budget)
+        p = as_whole_number(self._patch_sizes(sigma), "patch_sizes", 1, min(z.shape[2:]))
+        return translations.denoise_patches(z, sigma, p, self.source, self.budget)

@@ -1,0 +1,87 @@
+"""Score machines: the ideal denoisers of networks that are local, equivariant, or both."""
+
+from collections.abc import Mapping
+
+from fpmc.collection import FPMC
+from fpmc.equivariant import Equivariant
+from fpmc.methods.schedules import patch_schedule
+from fpmc.operators import Box, Identity
+from fpmc.source import Source, as_source
+
+__all__ = ["els", "es", "ls"]
+
+
+def ls(
+    source: Source,
+    patch_sizes: int | Mapping[float, int] | str = "cifar10",
+    *,
+    budget: int | None = None,
+) -> FPMC:
+    """LS, the local score machine: each pixel's posterior sees the square of side p around it.
+
+    q_k is the square of side p(σ) centred at pixel k, clipped at the border; r_k is one-hot at k.
+
+    Args:
+        source: S.
+        patch_sizes: p, from 1 to the image's shorter side: a number, a {sigma: p} mapping (the
+            nearest sigma on a logarithmic scale wins), or a published schedule's name, "cifar10",
+            "ffhq64" or "afhqv2-64", which scales with the side of the image as
+            :func:`fpmc.methods.schedules.patch_schedule` says.
+        budget: Bytes of working memory, see :class:`fpmc.FPMC`.
+
+    Raises:
+        TypeError: If the source is not an :class:`fpmc.Source`, or a patch size not a whole number.
+        ValueError: If a patch size lies outside its range, or no schedule has that name.
+
+    Source: Kamb and Ganguli (2025); Niedoba et al. (2026), equations (43) to (59).
+    """
+    shape = as_source(source).shape[1:]
+    p = patch_schedule(patch_sizes, "ls", min(shape))
+    return FPMC(lambda sigma: Box(shape, p(sigma), "clip"), Identity(shape), source, budget=budget)
+
+
+def els(
+    source: Source,
+    patch_sizes: int | Mapping[float, int] | str = "cifar10",
+    *,
+    budget: int | None = None,
+) -> Equivariant:
+    """ELS, the equivariant local score machine, with the symmetry that zero padding breaks.
+
+    LS, with the source patches of all places of a pixel's boundary class: a pixel whose square fits
+    sees the squares at every place where they fit, one at a vertical border those of its column,
+    one at a horizontal border those of its row, and one in a corner those of its own place.
+
+    For a noisy image and a source image it takes about (m m')² (c p² multiplications and one
+    exponential), where m = h − p + 1 and m' = w − p + 1: the most at p near a third of the side.
+
+    Args:
+        source: S.
+        patch_sizes: As for :func:`ls`; of the published schedules, "cifar10" alone has it.
+        budget: Bytes of working memory, see :class:`fpmc.equivariant.Equivariant`.
+
+    Raises:
+        TypeError: If the source is not an :class:`fpmc.Source`, or a patch size not a whole number.
+        ValueError: If a patch size lies outside its range, or no schedule has that name.
+
+    Source: Kamb and Ganguli (2025); Niedoba et al. (2026), equations (60) to (68).
+    """
+    p = patch_schedule(patch_sizes, "els", min(as_source(source).shape[1:]))
+    return Equivariant(p, source, budget=budget)
+
+
+def es(source: Source, *, budget: int | None = None) -> Equivariant:
+    """ES, the equivariant score machine: the optimal denoiser over all cyclic translations of S.
+
+    It takes h·w times as long as the optimal denoiser.
+
+    Args:
+        source: S.
+        budget: Bytes of working memory, see :class:`fpmc.equivariant.Equivariant`.
+
+    Raises:
+        TypeError: If the source is not an :class:`fpmc.Source`.
+
+    Source: Kamb and Ganguli (2025), section 3.
+    """
+    return Equivariant(None, source, budget=budget)
