@@ -146,7 +146,8 @@ def test_public_names_exist_and_are_documented(name):
 
 
 def test_the_public_names_are_there():
-    names = "load Source FPMC optimal pspc_square edm_sigmas sample mse r2"
+    names = "load Source FPMC edm_sigmas sample mse r2"
+    names += " optimal pspc_square pspc_flex ls els lukoianov wiener search_patch_sizes"
     homes = (fpmc, fpmc.data, fpmc.methods, fpmc.diffusion, fpmc.metrics)
     for name in names.split():
         assert any(callable(getattr(home, name, None)) for home in homes), name

@@ -1,0 +1,148 @@
+"""Schedules for other data: at each noise level the value whose answers are nearest a network's."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from fpmc.checks import as_fraction, as_generator, as_images, as_noise_level, as_whole_number
+from fpmc.diffusion import Denoiser, add_noise
+from fpmc.methods.schedules import SMALLEST_PATCH
+from fpmc.metrics import Estimate, mse
+from fpmc.source import Source, as_source
+
+__all__ = ["Search", "search_patch_sizes", "search_thresholds"]
+
+Method = Callable[[Source, Any], Denoiser]
+"""A function from a source and a value to a denoiser, such as :func:`fpmc.methods.ls`."""
+
+
+class Search(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        best: {σ: value}, a schedule that the methods take; the first given of equally good ones.
+        errors: {σ: {value: error}}, the mean squared error to the network of every value tried,
+            with its standard error.
+    """
+
+    best: dict[float, float]
+    errors: dict[float, dict[float, Estimate]]
+
+
+def search_patch_sizes(
+    source: Source,
+    network: Denoiser,
+    x: Float[Tensor, "b c h w"],
+    sigmas: Iterable[float] | Tensor,
+    method: Method,
+    sizes: Iterable[int] | None = None,
+    *,
+    seed: int | torch.Generator = 0,
+    progress: bool = True,
+) -> Search:
+    r"""The patch size p(σ) with the lowest error to a network, on noisy held-out images.
+
+    .. math:: p(\sigma) = \arg\min_p \frac{1}{b} \sum_{i=1}^{b}
+              \frac1D \|D_p(z_i, \sigma) - D_\theta(z_i, \sigma)\|^2
+
+    with :math:`z_i \sim N(x_i, \sigma^2 I)`, the same for every p. The paper takes 1,000 images,
+    from the test set or from the network.
+
+    Args:
+        source: S.
+        network: D_θ, any function from (z, sigma) to images.
+        x: Clean images that are not in the source, in [-1, 1], shape (b, c, h, w).
+        sigmas: The noise levels, each positive.
+        method: A function from a source and a patch size to a denoiser D_p, such as
+            :func:`fpmc.methods.ls`.
+        sizes: The sides to try, from 1 to the image's shorter side; every odd one from 3 if left
+            out.
+        seed: A seed or a generator, for z.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If x has another shape or NaN, there are no noise levels or no sizes, or one
+            lies outside its range, or a denoiser answers in another shape.
+
+    Source: Niedoba et al. (2026), section C.1.
+    """
+    side = min(as_source(source).shape[1:])
+    sizes = range(min(SMALLEST_PATCH, side), side + 1, 2) if sizes is None else sizes
+    sizes = [as_whole_number(p, "sizes", 1, side) for p in _listed(sizes, "sizes")]
+    return _search(source, network, x, sigmas, method, sizes, "sizes", seed, progress)
+
+
+def search_thresholds(
+    source: Source,
+    network: Denoiser,
+    x: Float[Tensor, "b c h w"],
+    sigmas: Iterable[float] | Tensor,
+    method: Method,
+    thresholds: Iterable[float],
+    *,
+    seed: int | torch.Generator = 0,
+    progress: bool = True,
+) -> Search:
+    """The threshold τ(σ) with the lowest error to a network, found as patch sizes are.
+
+    Args:
+        source: S.
+        network: D_θ, as in :func:`search_patch_sizes`, like x, sigmas, seed and progress.
+        x: Clean images that are not in the source, in [-1, 1], shape (b, c, h, w).
+        sigmas: The noise levels, each positive.
+        method: A function from a source and a threshold to a denoiser, such as
+            :func:`fpmc.methods.lukoianov`, or
+            ``lambda source, tau: fpmc.methods.pspc_flex(source, maps, tau)``.
+        thresholds: The values to try, from 0 to 1.
+        seed: A seed or a generator, for z.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: As :func:`search_patch_sizes` does.
+    """
+    values = [as_fraction(tau, "thresholds") for tau in _listed(thresholds, "thresholds")]
+    return _search(source, network, x, sigmas, method, values, "thresholds", seed, progress)
+
+
+@torch.no_grad()
+def _search(source, network, x, sigmas, method, values, name, seed, progress) -> Search:
+    x = as_images(x, "x", as_source(source).shape)
+    levels = [as_noise_level(sigma, "sigmas") for sigma in _listed(sigmas, "sigmas")]
+    generator = as_generator(seed)
+    for argument, function in (("network", network), ("method", method)):
+        if not callable(function):
+            raise TypeError(f"{argument}: got {type(function).__name__}, wanted a function")
+    denoisers = {value: method(source, value) for value in values}
+
+    def answer(denoiser: Denoiser, called: str, z: Tensor, sigma: float) -> Tensor:
+        x_hat = denoiser(z, sigma)
+        if x_hat.shape != z.shape:
+            raise ValueError(f"{called}: gave shape {tuple(x_hat.shape)}, for {tuple(z.shape)}")
+        return x_hat
+
+    errors = {}
+    with tqdm(total=len(levels) * len(denoisers), desc=name, disable=not progress) as bar:
+        for sigma in levels:
+            z = add_noise(x, sigma, generator)
+            target = answer(network, "network", z, sigma)
+            errors[sigma] = {}
+            for value, denoiser in denoisers.items():
+                errors[sigma][value] = mse(answer(denoiser, "method", z, sigma), target)
+                bar.update()
+    return Search({sigma: min(row, key=row.get) for sigma, row in errors.items()}, errors)
+
+
+def _listed(values: Any, name: str) -> list:
+    """The values as a list that is not empty."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name}: got {values!r}, wanted a sequence of numbers")
+    values = list(values)
+    if not values:
+        raise ValueError(f"{name}: got an empty sequence, wanted at least one number")
+    return values
