@@ -11,7 +11,7 @@ from fpmc.engine import reference, streaming, tiling
 from fpmc.engine.tiling import tile
 from fpmc.operators import Box, Dense, Identity, Ones
 from fpmc.source import to_float
-from tests.helpers import PeakMemory, collections, exact, images, matrix, relative
+from tests.helpers import PeakMemory, collections, exact, images, matrix, relative, rows
 
 SHAPES = st.tuples(st.sampled_from([1, 3]), st.integers(2, 6), st.integers(2, 6))
 SIGMAS = st.sampled_from([0.002, 0.02, 0.3, 1.0, 5.0, 80.0])
@@ -82,6 +82,26 @@ def test_tiles_change_nothing(structure, shape, n, sigma, seed, times):
     )
     for name, value in whole.items():
         torch.testing.assert_close(tiled[name], value, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@given(shape=SHAPES, n=st.integers(1, 12), sigma=SIGMAS, seed=SEEDS)
+def test_evidence_is_the_sum_of_the_filtered_likelihoods(structure, shape, n, sigma, seed):
+    queries, responses = collections(shape, seed)[structure]
+    source = similar_images(n, shape, sigma, seed)
+    z = noisy(2, source, sigma, seed)
+    answer, evidence = streaming.mean_and_evidence(z, sigma, queries, responses, source)
+    x = source.read(slice(None), torch.float64).flatten(1)
+    expected = [
+        [
+            (reference.filtered_log_likelihood(z_b, x, q, sigma) + source.log_weights).logsumexp(0)
+            for q in rows(queries, shape[0])
+        ]
+        for z_b in z.flatten(1)
+    ]
+    expected = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(evidence, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(answer, FPMC(queries, responses, source)(z, sigma))
 
 
 def test_the_smallest_budget_makes_many_tiles():

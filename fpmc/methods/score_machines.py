@@ -82,6 +82,6 @@ def es(source: Source, *, budget: int | None = None) -> Equivariant:
     Raises:
         TypeError: If the source is not an :class:`fpmc.Source`.
 
-    Source: Kamb and Ganguli (2025), section 3.
+    Source: Kamb and Ganguli (2025).
     """
     return Equivariant(None, source, budget=budget)
