@@ -8,14 +8,22 @@ import torch
 from fpmc.checks import as_whole_number
 from fpmc.operators import Dense, Ones, Operator
 
-__all__ = ["DEFAULT_BUDGET", "Tile", "tile"]
+__all__ = ["DEFAULT_BUDGET", "Tile", "tile", "tolerance"]
 
 DEFAULT_BUDGET = 2**30
 """Working memory of one call, in bytes, unless the caller says otherwise: 1 GiB."""
 
-FLOAT64 = 8
+FLOAT32, FLOAT64 = 4, 8
 CACHE_FRIENDLY = 2**25
 FEWEST_IMAGES = 8
+
+
+def tolerance(sigma: float) -> float:
+    """How far a float32 answer may be from the exact one, relative to it (L2).
+
+    Below σ = 0.02 log-weights reach 1e6, and the noisy image's own rounding shows.
+    """
+    return 1e-5 if sigma >= 0.02 else 1e-3
 
 
 @dataclass(frozen=True)

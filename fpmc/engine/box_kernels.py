@@ -1,0 +1,357 @@
+r"""The compiled inner loops of :mod:`fpmc.engine.boxes`.
+
+Squares are visited row by row. Two running sums make the distance of a square from that of its
+neighbour, whatever its side: along columns, a row of δ enters and the row p places above leaves,
+which a ring of p rows remembers; along rows, a column sum enters and the one p places to the left
+leaves. The transpose, from the estimators' weights back to pixels, is the same the other way round.
+
+In what follows b noisy images meet N source images of shape (c, h, w), the squares' centres form a
+grid (grid_h, grid_w), and `before` is how many pixels a square reaches above and left of where its
+centre's row and column start; arrays end with an axis of LANES source images. Distances and sums
+over the source are float64, weights float32.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from fpmc.engine.compiled import CUTOFF, LANES, compiled, exp, larger
+
+__all__ = ["Query", "Room", "Spread", "gather", "log_sums", "mix"]
+
+ZERO = np.float32(0)
+FAR = 1e300
+SKIP = np.float32(1e30)
+
+
+class Query(NamedTuple):
+    """What an estimator asks of a source image.
+
+    Attributes:
+        z: The noisy images, in the source's own units, float64, shape (b, c, h, w).
+        log_weights: log S(x_n), float64, shape (N,), or (0,) if all are equal.
+        scale: −1 / 2σ², in the source's units.
+        before: Pixels of a square above and left of its centre, if it is clipped at the border;
+            0 if its centre is called after its first pixel.
+    """
+
+    z: np.ndarray
+    log_weights: np.ndarray
+    scale: float
+    before: int
+
+
+class Room(NamedTuple):
+    """Buffers of one thread.
+
+    Attributes:
+        tile: LANES source images as they are stored, shape (c, h, w, LANES).
+        ring: The last p rows of δ, shape (p, w, LANES).
+        column: Their sums, shape (w, LANES).
+        totals: The distances of a row of squares, shape (grid_w, LANES).
+        weights: Their log-weights, then their weights, float32, shape (grid_w, LANES).
+    """
+
+    tile: np.ndarray
+    ring: np.ndarray
+    column: np.ndarray
+    totals: np.ndarray
+    weights: np.ndarray
+
+
+class Spread(NamedTuple):
+    """Buffers of one thread for the transpose, float32.
+
+    Attributes:
+        ring: The last p rows of weights summed along rows, shape (p, w, LANES).
+        column: Their sums, shape (w, LANES).
+        totals: A row of weights summed along it, shape (w, LANES).
+    """
+
+    ring: np.ndarray
+    column: np.ndarray
+    totals: np.ndarray
+
+
+@compiled
+def log_sums(query, x, begin, end, peak, mass, needed, room):
+    """The first of two passes: what normalises each estimator's posterior.
+
+    Args:
+        query: The query.
+        x: The source images, shape (N, c, h, w).
+        begin: First image of this thread, a multiple of LANES.
+        end: One more than its last.
+        peak: Largest log-weight so far, shape (b, grid_h, grid_w), updated.
+        mass: Sum of weights over that of the peak, likewise.
+        needed: Whether the second pass needs a tile, shape (b, tiles), written: whether any of its
+            weights is above the cutoff at the time.
+        room: Buffers.
+    """
+    grid_h, after = peak.shape[1], len(room.ring) - 1 - query.before
+    no_sums = mass[0, :0]
+    for first in range(begin, end, LANES):
+        _load(x, first, room.tile)
+        for m in range(len(query.z)):
+            _clear(room.ring, room.column)
+            gap = -np.inf
+            for row in range(grid_h + after):
+                _enter(query.z[m], row, room)
+                i = row - after
+                if i >= 0:
+                    _start(first, len(x), query, room.totals)
+                    _slide(room.column, len(room.ring), after, room.totals)
+                    top = _centre(query.scale, peak[m, i], mass[m, i], no_sums, room)
+                    _gather(i, mass[m, i], no_sums, room)
+                    gap = max(gap, top)
+            needed[m, first // LANES] = gap > -CUTOFF
+
+
+@compiled
+def mix(query, x, begin, end, log_norm, needed, before, total, room, spread):
+    """The second pass: weights, spread over the squares of the responses, times the images.
+
+    Args:
+        query: The query, as in the first pass; so are x, begin, end and room.
+        x: The source images.
+        begin: First image of this thread.
+        end: One more than its last.
+        log_norm: Each estimator's log-normaliser, shape (b, grid_h, grid_w).
+        needed: What the first pass wrote.
+        before: As ``query.before``, for the squares of the responses.
+        total: Σ_n (Rᵀ w_n) ⊙ x_n, shape (b, c, h, w), added to.
+        room: Buffers.
+        spread: Buffers.
+    """
+    grid_h, after = log_norm.shape[1], len(room.ring) - 1 - query.before
+    for first in range(begin, end, LANES):
+        loaded = False
+        for m in range(len(query.z)):
+            if not needed[m, first // LANES]:
+                continue
+            if not loaded:
+                _load(x, first, room.tile)
+                loaded = True
+            _clear(room.ring, room.column)
+            _clear(spread.ring, spread.column)
+            for row in range(after):
+                _enter(query.z[m], row, room)
+            for row in range(total.shape[2] + before):
+                if row < grid_h:
+                    _enter(query.z[m], row + after, room)
+                    _start(first, len(x), query, room.totals)
+                    _slide(room.column, len(room.ring), after, room.totals)
+                    _weigh(query.scale, log_norm[m, row], room)
+                _enter_weights(row < grid_h, row, before, room.weights, spread)
+                if row >= before:
+                    _add_images(spread.column, room.tile, row - before, total[m])
+
+
+@compiled
+def gather(query, x, begin, end, peak, mass, total, room):
+    """The only pass where every pixel has an estimator to itself: running maximum, sum and mean.
+
+    Args:
+        query: The query.
+        x: The source images, shape (N, c, h, w).
+        begin: First image of this thread, a multiple of LANES.
+        end: One more than its last.
+        peak: Largest log-weight so far, shape (b, h, w), updated.
+        mass: Sum of weights over that of the peak, likewise.
+        total: Sum of weights times images, likewise, shape (b, c, h, w).
+        room: Buffers.
+    """
+    h, after = peak.shape[1], len(room.ring) - 1 - query.before
+    for first in range(begin, end, LANES):
+        _load(x, first, room.tile)
+        for m in range(len(query.z)):
+            _clear(room.ring, room.column)
+            for row in range(h + after):
+                _enter(query.z[m], row, room)
+                i = row - after
+                if i >= 0:
+                    _start(first, len(x), query, room.totals)
+                    _slide(room.column, len(room.ring), after, room.totals)
+                    _centre(query.scale, peak[m, i], mass[m, i], total[m, :, i], room)
+                    _gather(i, mass[m, i], total[m, :, i], room)
+
+
+@compiled
+def _load(x, first, tile):
+    """Copy images into lanes; lanes beyond the last image keep what they had."""
+    c, h, w, _ = tile.shape
+    for channel in range(c):
+        for i in range(h):
+            for n in range(min(LANES, len(x) - first)):
+                for j in range(w):
+                    tile[channel, i, j, n] = x[first + n, channel, i, j]
+
+
+@compiled
+def _clear(ring, column):
+    ring[:] = 0
+    column[:] = 0
+
+
+@compiled
+def _enter(z, row, room):
+    """A row of δ enters the sums along columns, and the one p rows above leaves.
+
+    Below the image the rows are zeros.
+    """
+    tile, ring, column = room.tile, room.ring, room.column
+    c, h, w, _ = tile.shape
+    slot = row % len(ring)
+    if row < h and c == 3:
+        for j in range(w):
+            red, green, blue = z[0, row, j], z[1, row, j], z[2, row, j]
+            for n in range(LANES):
+                d_red = red - tile[0, row, j, n]
+                d_green = green - tile[1, row, j, n]
+                d_blue = blue - tile[2, row, j, n]
+                delta = d_red * d_red + d_green * d_green + d_blue * d_blue
+                column[j, n] += delta - ring[slot, j, n]
+                ring[slot, j, n] = delta
+        return
+    for j in range(w):
+        for n in range(LANES):
+            column[j, n] -= ring[slot, j, n]
+            ring[slot, j, n] = 0.0
+        if row < h:
+            for channel in range(c):
+                value = z[channel, row, j]
+                for n in range(LANES):
+                    d = value - tile[channel, row, j, n]
+                    ring[slot, j, n] += d * d
+            for n in range(LANES):
+                column[j, n] += ring[slot, j, n]
+
+
+@compiled
+def _start(first, size, query, totals):
+    """What a row's distances start from: the source's weights; lanes without an image are far."""
+    count = min(LANES, size - first)
+    for n in range(count):
+        totals[0, n] = 0.0
+    if len(query.log_weights):
+        for n in range(count):
+            totals[0, n] = query.log_weights[first + n] / query.scale
+    for n in range(count, LANES):
+        totals[0, n] = FAR
+
+
+@compiled
+def _slide(column, p, ahead, totals):
+    """Sums over p neighbouring columns, j − p + 1 to j = k + ahead; the first is added to."""
+    width = len(column)
+    for j in range(min(ahead + 1, width)):
+        for n in range(LANES):
+            totals[0, n] += column[j, n]
+    for k in range(1, len(totals)):
+        j = k + ahead
+        if p <= j < width:
+            for n in range(LANES):
+                totals[k, n] = totals[k - 1, n] + (column[j, n] - column[j - p, n])
+        elif j < width:
+            for n in range(LANES):
+                totals[k, n] = totals[k - 1, n] + column[j, n]
+        elif j >= p:
+            for n in range(LANES):
+                totals[k, n] = totals[k - 1, n] - column[j - p, n]
+        else:
+            for n in range(LANES):
+                totals[k, n] = totals[k - 1, n]
+
+
+@compiled
+def _centre(scale, peak, mass, sums, room):
+    """Log-weights less their running maximum, which rises first, and what was summed with it.
+
+    Returns how far the largest of the tile is above the maximum before it.
+    """
+    totals, weights = room.totals, room.weights
+    gap = -np.inf
+    for k in range(len(totals)):
+        nearest = -totals[k, 0]
+        for n in range(LANES):
+            nearest = larger(nearest, -totals[k, n])
+        top = -scale * nearest
+        gap = max(gap, top - peak[k])
+        if top > peak[k]:
+            shrink = math.exp(peak[k] - top)
+            mass[k] *= shrink
+            for channel in range(len(sums)):
+                sums[channel, k] *= shrink
+            peak[k] = top
+        if top > peak[k] - CUTOFF:
+            at = peak[k]
+            for n in range(LANES):
+                weights[k, n] = scale * totals[k, n] - at
+        else:
+            weights[k, 0] = SKIP
+    return gap
+
+
+@compiled
+def _gather(i, mass, sums, room):
+    """Add the weights of a row of squares to their mass, and their centres' pixels to the sums."""
+    tile, weights = room.tile, room.weights
+    for k in range(len(mass)):
+        if weights[k, 0] < SKIP:
+            part = ZERO
+            for n in range(LANES):
+                weights[k, n] = exp(weights[k, n])
+                part += weights[k, n]
+            mass[k] += part
+    for channel in range(len(sums)):
+        for k in range(len(mass)):
+            if weights[k, 0] < SKIP:
+                part = ZERO
+                for n in range(LANES):
+                    part += weights[k, n] * np.float32(tile[channel, i, k, n])
+                sums[channel, k] += part
+
+
+@compiled
+def _weigh(scale, log_norm, room):
+    """The weights of a row of squares."""
+    totals, weights = room.totals, room.weights
+    for k in range(len(totals)):
+        at = log_norm[k]
+        for n in range(LANES):
+            weights[k, n] = scale * totals[k, n] - at
+    for k in range(len(totals)):
+        for n in range(LANES):
+            weights[k, n] = exp(weights[k, n])
+
+
+@compiled
+def _enter_weights(inside, row, before, weights, spread):
+    """A row of weights enters the transpose's sums along columns, and one leaves.
+
+    Below the grid of squares the rows are zeros.
+    """
+    ring, column, totals = spread.ring, spread.column, spread.totals
+    totals[0] = ZERO
+    if inside:
+        _slide(weights, len(ring), before, totals)
+    else:
+        totals[:] = ZERO
+    slot = row % len(ring)
+    for j in range(len(column)):
+        for n in range(LANES):
+            column[j, n] += totals[j, n] - ring[slot, j, n]
+            ring[slot, j, n] = totals[j, n]
+
+
+@compiled
+def _add_images(column, tile, i, total):
+    """A row of pixels of the images, weighted and summed over the tile."""
+    c, _, w, _ = tile.shape
+    for channel in range(c):
+        for j in range(w):
+            part = ZERO
+            for n in range(LANES):
+                part += column[j, n] * np.float32(tile[channel, i, j, n])
+            total[channel, i, j] += part

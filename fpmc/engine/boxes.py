@@ -1,0 +1,146 @@
+r"""Squares on a CPU: compiled running sums, whose cost does not depend on the squares' side.
+
+For a noisy image and LANES source images at a time, δ, the distances and the weights of a few rows
+of squares stay in cache; no map of a whole image is made. With one-hot responses one pass over the
+source does. With squares as responses a first pass finds each estimator's normaliser, and a second
+one mixes; it skips the images of which no weight exceeds e⁻⁸⁰ of its estimator's largest, which at
+low noise are nearly all. Threads share the source out.
+
+Distances, log-weights, normalisers and the sums over the source are float64; a weight is the
+float32 exponential of the log-weight less the largest one (or less the normaliser): subtracted in
+float64, so that the difference t is rounded to float32 and not the log-weight. Where a weight
+matters t is small: the rounding changes a weight of e⁻ᵗ by at most t e⁻ᵗ 6e-8, and the exponential
+itself is good to 3e-7. So the answer is good to a few float32 roundings of its own.
+
+A running sum keeps what it cancelled: with S the distance of the farthest square that z and the
+range of the source allow, and the unit roundoff ε = 1.1e-16, an error of up to 2 (h + w) ε S may
+stay. :func:`safe` asks that this moves no log-weight by more than a tenth of what the answer may be
+off, which is so for noisy images of that σ; an outlier among the pixels may break it.
+"""
+
+from functools import reduce
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fpmc.engine import box_kernels
+from fpmc.engine.box_kernels import Query, Room, Spread
+from fpmc.engine.compiled import LANES
+from fpmc.engine.parallel import Need, Sums, answer, readable, scaled, shares, side_by_side
+from fpmc.engine.tiling import FLOAT32, FLOAT64, tolerance
+from fpmc.operators import Box, Identity, Operator
+from fpmc.source import Source
+
+__all__ = ["denoise", "fits", "need", "safe"]
+
+
+def fits(queries: Operator, responses: Operator, source: Source, device: torch.device) -> bool:
+    """Whether Q is squares, R squares on as many centres or one-hot, and all of it on the CPU."""
+    if not (isinstance(queries, Box) and readable(source, device)):
+        return False
+    if isinstance(responses, Box):
+        return responses.grid == queries.grid
+    return isinstance(responses, Identity) and responses.shape == queries.grid
+
+
+def safe(z: Float[Tensor, "b c h w"], sigma: float, p: int) -> bool:
+    """Whether running sums over squares of side p are exact enough for this z."""
+    c, h, w = z.shape[1:]
+    farthest = c * p**2 * (z.detach().abs().max().item() + 1) ** 2
+    error = (h + w) * torch.finfo(torch.float64).eps * farthest / (2 * sigma**2)
+    return error <= tolerance(sigma) / 10
+
+
+def need(queries: Box, responses: Box | Identity, source: Source) -> Need:
+    """The working memory of :func:`denoise`."""
+    c, h, w = source.shape
+    d, k, grid_w = c * h * w, queries.k, queries.grid[1]
+    tile = d * source.images.element_size()
+    query = ((queries.p + 1) * w + grid_w) * FLOAT64 + grid_w * FLOAT32
+    spread = (responses.p + 2) * w * FLOAT32 if isinstance(responses, Box) else 0
+    tiles = -(-len(source) // LANES)
+    return Need(
+        LANES * (tile + query + spread), (4 * d + 4 * k) * FLOAT64 + tiles, (d + 2 * k) * FLOAT64
+    )
+
+
+@torch.no_grad()
+def denoise(
+    z: Float[Tensor, "b c h w"],
+    sigma: float,
+    queries: Box,
+    responses: Box | Identity,
+    source: Source,
+    threads: int,
+) -> Float[Tensor, "b c h w"]:
+    """The answer x̂ of (10), where :func:`fits` and :func:`safe` hold. Not differentiable.
+
+    Args:
+        z: Noisy images, shape (b, c, h, w).
+        sigma: Their noise level σ > 0.
+        queries: Q.
+        responses: R.
+        source: S.
+        threads: How many threads share the source out.
+    """
+    z_scaled, scale, log_weights = scaled(z, sigma, source)
+    query = Query(z_scaled.numpy(), log_weights, scale, _before(queries))
+    parts = shares(len(source), threads, LANES)
+    one_hot = isinstance(responses, Identity)
+    mean = (_one_pass if one_hot else _two_passes)(query, queries, responses, source, parts)
+    return answer(mean, z, source)
+
+
+def _one_pass(query, queries, responses, source, parts) -> Float[Tensor, "b c h w"]:
+    def work(part: tuple[int, int], sums: Sums, room: Room) -> None:
+        box_kernels.gather(query, x, *part, *sums.arrays(), room)
+
+    x, b = source.images.detach().numpy(), len(query.z)
+    sums = [Sums(b, queries.grid, source.shape) for _ in parts]
+    rooms = [_room(queries, source) for _ in parts]
+    side_by_side(work, list(zip(parts, sums, rooms, strict=True)))
+    merged = reduce(Sums.merge, sums)
+    return merged.total.div_(merged.mass.unsqueeze(1))
+
+
+def _two_passes(query, queries, responses, source, parts) -> Float[Tensor, "b c h w"]:
+    def first(part: tuple[int, int], sums: Sums, room: Room) -> None:
+        peak, mass, _ = sums.arrays()
+        box_kernels.log_sums(query, x, *part, peak, mass, needed, room)
+
+    def second(part: tuple[int, int], total: Tensor, room: Room, spread: Spread) -> None:
+        arrays = (log_norm.numpy(), needed, _before(responses), total.numpy())
+        box_kernels.mix(query, x, *part, *arrays, room, spread)
+
+    x, b = source.images.detach().numpy(), len(query.z)
+    needed = torch.empty(b, -(-len(source) // LANES), dtype=torch.bool).numpy()
+    rooms = [_room(queries, source) for _ in parts]
+    sums = [Sums(b, queries.grid) for _ in parts]
+    side_by_side(first, list(zip(parts, sums, rooms, strict=True)))
+    merged = reduce(Sums.merge, sums)
+    log_norm = merged.mass.log_().add_(merged.peak)
+    del sums, merged
+    spreads = [_spread(responses) for _ in parts]
+    totals = [torch.zeros(b, *source.shape, dtype=torch.float64) for _ in parts]
+    side_by_side(second, list(zip(parts, totals, rooms, spreads, strict=True)))
+    return reduce(Tensor.add_, totals).div_(responses.coverage())
+
+
+def _before(op: Box) -> int:
+    """Pixels of a square above and left of the pixel that stands for it."""
+    return op.p // 2 if op.border == "clip" else 0
+
+
+def _room(queries: Box, source: Source) -> Room:
+    (c, h, w), grid_w = source.shape, queries.grid[1]
+    shapes = ((queries.p, w, LANES), (w, LANES), (grid_w, LANES))
+    tile = torch.zeros(c, h, w, LANES, dtype=source.images.dtype)
+    sums = (torch.empty(shape, dtype=torch.float64).numpy() for shape in shapes)
+    return Room(tile.numpy(), *sums, torch.empty(grid_w, LANES).numpy())
+
+
+def _spread(responses: Box) -> Spread:
+    w = responses.shape[1]
+    shapes = ((responses.p, w, LANES), (w, LANES), (w, LANES))
+    return Spread(*(torch.empty(shape).numpy() for shape in shapes))

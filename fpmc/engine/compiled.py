@@ -1,0 +1,85 @@
+"""How the CPU kernels are compiled, and the functions of numbers that they share.
+
+A kernel takes :data:`LANES` source images at a time, laid out last, so that every inner loop runs
+along them and becomes vector instructions of whatever width there is. It allocates nothing (its
+buffers come from the caller, who counts them) and releases the interpreter's lock, so that plain
+threads run it side by side.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+__all__ = ["CUTOFF", "LANES", "compiled", "exp", "larger"]
+
+LANES = 64
+"""Source images at a time."""
+
+CUTOFF = 80.0
+"""Weights below e⁻⁸⁰, 1.8e-35, of their estimator's largest are left out."""
+
+LOWEST = np.float32(-87)
+LOG2_E = np.float32(1.44269504)
+LN_2_HIGH, LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+SIXTH, FIFTH, FOURTH, THIRD = (np.float32(1 / n) for n in (720, 120, 24, 6))
+HALF, ONE = np.float32(0.5), np.float32(1)
+BIAS, FRACTION_BITS = np.int32(127), np.int32(23)
+
+
+def compiled(function: Callable) -> Callable:
+    """Decorator: machine code, at the first call; it is kept for later sessions.
+
+    Sums may be reordered and fused, and are taken to hold no NaN; they may be infinite. What an
+    import hook wrapped around the function to check its arguments is taken off.
+    """
+    flags = {"reassoc", "contract", "nsz", "nnan"}
+    decorator = njit(nogil=True, cache=True, error_model="numpy", fastmath=flags)
+    return decorator(inspect.unwrap(function))
+
+
+def _instruction(function: Callable) -> Callable:
+    """Decorator: a function that writes LLVM's instructions itself."""
+    return intrinsic(inspect.unwrap(function))
+
+
+@_instruction
+def larger(typing_context, a, b):
+    """The larger of two numbers of one type; LLVM vectorises running maxima of it, not of max."""
+
+    def generate(context, builder, signature, arguments):
+        kind = arguments[0].type
+        function = builder.module.declare_intrinsic(
+            "llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind])
+        )
+        return builder.call(function, arguments, fastmath=("nnan", "nsz"))
+
+    return a(a, a), generate
+
+
+@_instruction
+def _float_of_bits(typing_context, bits):
+    """The float32 that an int32's bits are."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@compiled
+def exp(t):
+    """The exponential of a float32 t ≤ 0, to 3e-7 of itself; of t below −87, that of −87.
+
+    t is a whole number n of log 2 and a rest of at most half of one. The rest's exponential is its
+    Taylor polynomial of degree 6, and 2ⁿ is written into a float's exponent. log 2 comes in two
+    parts, of which the first has few bits, so that n times it is exact (Cody and Waite, 1980).
+    """
+    t = larger(t, LOWEST)
+    n = np.floor(t * LOG2_E + HALF)
+    r = (t - n * LN_2_HIGH) - n * LN_2_LOW
+    curve = (((SIXTH * r + FIFTH) * r + FOURTH) * r + THIRD) * r + HALF
+    return ((curve * r + ONE) * r + ONE) * _float_of_bits((np.int32(n) + BIAS) << FRACTION_BITS)
