@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc import engine
 from fpmc.checks import as_images, as_noise_level, as_whole_number
 from fpmc.engine import streaming
 from fpmc.levels import nearest_level
@@ -102,7 +103,7 @@ class FPMC:
                 f"responses: {int(uncovered.sum())} positions have no response weight, wanted a "
                 "positive sum over the estimators everywhere"
             )
-        return streaming.denoise(z, sigma, queries, responses, self.source, self.budget)
+        return engine.denoise(z, sigma, queries, responses, self.source, self.budget)
 
     def posterior(self, z: Float[Tensor, "b c h w"], sigma: float) -> "Posterior":
         """The filtered posteriors of (9) behind an answer. Arguments and errors as in a call."""

@@ -23,7 +23,7 @@ Arrays have the pixels first and the source last, (*pixels, b, n): operators act
 axes, and every elementwise step runs along n, contiguously.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -52,6 +52,7 @@ def denoise(
     responses: Operator,
     source: Source,
     budget: int | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """The collection's answer x̂ of (10), differentiable in z and in the matrices of dense Q and R.
 
@@ -62,6 +63,7 @@ def denoise(
         responses: R, with the same K; every pixel needs a positive sum.
         source: S.
         budget: Bytes of working memory, inputs and result not counted.
+        forward: What computes x̂ from z instead, within the budget; the way back is the same.
 
     Returns:
         x̂ with z's shape, type and device. Differentiable in reverse mode, not by ``torch.func``.
@@ -71,7 +73,7 @@ def denoise(
     """
     size = tile(len(z), len(source), source.shape, (queries, responses), budget, z.device)
     matrices = (op.matrix if isinstance(op, Dense) else None for op in (queries, responses))
-    return _Collection.apply(z, *matrices, sigma, queries, responses, source, size)
+    return _Collection.apply(z, *matrices, sigma, queries, responses, source, size, forward)
 
 
 @torch.no_grad()
@@ -189,12 +191,16 @@ class _Collection(torch.autograd.Function):
     """x̂ from z, Q and R, and back, by recomputation, a part of the batch at a time."""
 
     @staticmethod
-    def forward(ctx, z, q_matrix, r_matrix, sigma, queries, responses, source, size):
-        answer, log_norm = torch.empty_like(z), None
-        q, r = (op.to(z.new_empty(0, dtype=torch.float64)) for op in (queries, responses))
-        for part in _split(len(z), size.b):
-            total, log_norm = _forward(_pixels_first(z[part]), sigma, q, r, source, size.n)
-            answer[part] = total.movedim(-1, 0)
+    def forward(ctx, z, q_matrix, r_matrix, sigma, queries, responses, source, size, forward):
+        log_norm = None
+        if forward is None:
+            answer = torch.empty_like(z)
+            q, r = (op.to(z.new_empty(0, dtype=torch.float64)) for op in (queries, responses))
+            for part in _split(len(z), size.b):
+                total, log_norm = _forward(_pixels_first(z[part]), sigma, q, r, source, size.n)
+                answer[part] = total.movedim(-1, 0)
+        else:
+            answer = forward(z)
         ctx.save_for_backward(z, q_matrix, r_matrix, log_norm if size.b >= len(z) else None)
         ctx.collection = (sigma, queries, responses, source, size)
         return answer
@@ -219,7 +225,7 @@ class _Collection(torch.autograd.Function):
             # The quotient's share: x̂ falls where Rᵀ1 grows.
             to_r -= (r.matrix * to_r).sum(0) / r.coverage()
             to_r = to_r.to(r_matrix)
-        return to_z, to_q, to_r, None, None, None, None, None
+        return to_z, to_q, to_r, None, None, None, None, None, None
 
 
 def _forward(z_t, sigma, queries, responses, source, n):

@@ -1,0 +1,261 @@
+"""The compiled paths against the reference, and how the engine chooses among its paths."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fpmc
+from fpmc import FPMC, Source, diffusion, engine
+from fpmc.engine import boxes, compiled, parallel, streaming, whole
+from fpmc.engine.tiling import tolerance
+from fpmc.operators import Box, Dense, Identity, Ones
+from tests.helpers import PeakMemory, exact, images, matrix, relative
+
+CHANNELS = st.sampled_from([1, 2, 3])
+SIDES = st.integers(1, 9)
+SIZES = st.sampled_from([1, 2, 63, 64, 65, 130])
+SIGMAS = st.sampled_from([0.002, 0.02, 0.3, 1.0, 5.0, 80.0])
+TYPES = st.sampled_from([torch.uint8, torch.float32, torch.float64])
+SEEDS = st.integers(0, 10_000)
+
+
+def sources(n, shape, dtype, seed, spread=1.0):
+    """n images no further than the spread from one of them, half of the time with weights."""
+    x = 0.5 * images(1, shape, seed) + 0.5 * spread * images(n, shape, seed + 1)
+    x = fpmc.source.to_uint8(x) if dtype == torch.uint8 else x.to(dtype)
+    return Source(x, 2 + images(n, (1,), seed)[:, 0] if seed % 2 else None)
+
+
+def noisy(b, source, sigma, seed):
+    """Noisy versions of source images, float32."""
+    return diffusion.add_noise(source[torch.arange(b) % len(source)], sigma, seed)
+
+
+def squares(side_h, side_w, p, kind):
+    """Q and R with squares."""
+    pixels = (side_h, side_w)
+    clipped = Box(pixels, p, "clip")
+    return {
+        "PSPC-Square": (Box(pixels, p), Box(pixels, p)),
+        "LS": (clipped, Identity(pixels)),
+        "clipped": (clipped, Box(pixels, min(p + 1, *pixels), "clip")),
+        "single pixels": (Box(pixels, 1), Identity(pixels)),
+    }[kind]
+
+
+KINDS = ["PSPC-Square", "LS", "clipped", "single pixels"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40)
+@given(
+    c=CHANNELS, h=SIDES, w=SIDES, p=SIDES, n=SIZES, sigma=SIGMAS, dtype=TYPES, seed=SEEDS,
+    threads=st.integers(1, 3), spread=st.sampled_from([1.0, 0.05]),
+)  # fmt: skip
+def test_squares_agree_with_the_reference(kind, c, h, w, p, n, sigma, dtype, seed, threads, spread):
+    queries, responses = squares(h, w, min(p, h, w), kind)
+    source = sources(n, (c, h, w), dtype, seed, spread)
+    z = noisy(2, source, sigma, seed)
+    assert boxes.fits(queries, responses, source, z.device)
+    answer = boxes.denoise(z, sigma, queries, responses, source, threads)
+    assert answer.dtype == torch.float32
+    assert relative(answer, exact(z, sigma, queries, responses, source)) < 0.2 * tolerance(sigma)
+
+
+@settings(max_examples=40)
+@given(
+    c=CHANNELS, h=SIDES, w=SIDES, n=SIZES, sigma=SIGMAS, dtype=TYPES, seed=SEEDS,
+    threads=st.integers(1, 3), spread=st.sampled_from([1.0, 0.05]),
+)  # fmt: skip
+def test_the_whole_image_agrees_with_the_reference(c, h, w, n, sigma, dtype, seed, threads, spread):
+    source = sources(n, (c, h, w), dtype, seed, spread)
+    z = noisy(2, source, sigma, seed).double()
+    ones = Ones((h, w))
+    assert whole.fits(ones, Ones((c, h, w)), source, z.device)
+    answer = whole.denoise(z, sigma, source, threads)
+    assert relative(answer, exact(z, sigma, ones, ones, source)) < 1e-9
+
+
+@pytest.mark.parametrize("process", ["forward", "reverse"])
+@pytest.mark.parametrize("method", ["ls", "pspc_square", "optimal"])
+def test_exact_on_photographs_at_every_step_of_the_sampler(photos, method, process):
+    source = Source(photos.train[:1_000])
+    denoiser = getattr(fpmc.methods, method)(source)
+    sigmas = diffusion.edm_sigmas(18).tolist()
+    if process == "forward":
+        x = fpmc.source.to_float(photos.test[:1])
+        points = [(sigma, diffusion.add_noise(x, sigma, 0)) for sigma in sigmas]
+    else:
+        start = diffusion.initial_noise(1, source.shape, 0)
+        points = [(step.sigma, step.z) for step in diffusion.steps(denoiser, start, sigmas)][:-1]
+    for sigma, z in points:
+        queries, responses = denoiser.operators(sigma)
+        chosen = engine.plan(queries, responses, source, 1)
+        assert chosen.path == ("whole image" if queries.k == 1 else "squares")
+        gap = relative(denoiser(z, sigma), exact(z, sigma, queries, responses, source))
+        assert gap < 0.2 * tolerance(sigma), (sigma, gap)
+
+
+def test_a_tie_is_a_tie():
+    """z halfway between two images: each has half of the weight, however small σ."""
+    x = images(2, (3, 8, 8), 0).mul(128).round().div(128)
+    z = x.mean(0, keepdim=True)
+    for operators in (squares(8, 8, 3, "PSPC-Square"), squares(8, 8, 5, "LS"), (Ones((8, 8)),) * 2):
+        for sigma in (0.002, 0.02, 1.0):
+            torch.testing.assert_close(FPMC(*operators, Source(x))(z, sigma), z)
+
+
+def test_duplicates_and_constant_images():
+    pixels = (6, 6)
+    constant = torch.linspace(-1, 1, 70).view(-1, 1, 1, 1).expand(-1, 3, *pixels)
+    source = Source(torch.cat([constant, constant[:30]]))
+    z = torch.full((1, 3, *pixels), 0.2)
+    for kind in KINDS:
+        queries, responses = squares(*pixels, 4, kind)
+        for sigma in (0.02, 0.2, 2.0):
+            answer = FPMC(queries, responses, source)(z, sigma)
+            assert relative(answer, exact(z, sigma, queries, responses, source)) < 2e-6
+
+
+def test_an_outlier_does_not_reach_squares_that_do_not_see_it():
+    """A running sum would carry what is left of it along; such an image is streamed."""
+    queries, responses = squares(9, 9, 3, "LS")
+    source = Source(images(100, (1, 9, 9), 0))
+    z = noisy(2, source, 0.05, 0)
+    z[0, 0, 0, 0] = 1e7
+    assert not boxes.safe(z, 0.05, 3)
+    answer = FPMC(queries, responses, source)(z, 0.05)
+    assert relative(answer, exact(z, 0.05, queries, responses, source)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_number_of_threads_changes_rounding_alone(kind):
+    queries, responses = squares(12, 12, 5, kind)
+    source = Source(fpmc.source.to_uint8(images(1_000, (3, 12, 12), 0)))
+    for sigma in (0.05, 1.0, 20.0):
+        z = noisy(3, source, sigma, 0)
+        answers = [boxes.denoise(z, sigma, queries, responses, source, t) for t in (1, 2, 3, 7)]
+        for answer in answers[1:]:
+            assert relative(answer, answers[0]) < 1e-6
+
+
+def test_threads_change_nothing_for_the_whole_image():
+    source = Source(images(500, (3, 9, 9), 0))
+    z = noisy(3, source, 2.0, 0).double()
+    answers = [whole.denoise(z, 2.0, source, threads) for threads in (1, 2, 5)]
+    for answer in answers[1:]:
+        assert relative(answer, answers[0]) < 1e-13
+
+
+@pytest.mark.parametrize("size", [1, 5, 64, 65, 1000])
+@pytest.mark.parametrize("threads", [1, 2, 3, 50])
+def test_shares_cover_the_source_once(size, threads):
+    for lanes in (1, 64):
+        parts = parallel.shares(size, threads, lanes)
+        assert [n for part in parts for n in range(*part)] == list(range(size))
+        assert all(begin % lanes == 0 and begin < end for begin, end in parts)
+        assert len(parts) <= threads
+
+
+@given(t=st.floats(-87, 0))
+def test_the_exponential(t):
+    t = torch.tensor(t, dtype=torch.float32)
+    expected = t.double().exp().item()
+    assert abs(compiled.exp(t.numpy()[()]) - expected) < 3e-7 * expected
+
+
+def test_the_exponential_of_what_is_far_is_negligible():
+    for t in (-87.5, -1e10, -float("inf")):
+        assert 0 <= compiled.exp(torch.tensor(t).numpy()[()]) < 2e-38
+
+
+class TestGradients:
+    """The compiled paths answer; the streaming engine goes back."""
+
+    @pytest.mark.parametrize("kind", [*KINDS, "optimal"])
+    def test_they_are_the_streaming_engine_s(self, kind):
+        operators = (Ones((7, 6)),) * 2 if kind == "optimal" else squares(7, 6, 3, kind)
+        source = Source(images(100, (3, 7, 6), 0))
+        z, direction = noisy(2, source, 0.6, 0), images(2, (3, 7, 6), 1)
+        gradients = []
+        for denoise in (engine.denoise, streaming.denoise):
+            leaf = z.clone().requires_grad_()
+            answer = denoise(leaf, 0.6, *operators, source)
+            gradients.append(torch.autograd.grad((answer * direction).sum(), leaf)[0])
+        torch.testing.assert_close(*gradients)
+
+
+class TestPlan:
+    """What the engine chooses, and what it says of it."""
+
+    source = Source(torch.zeros(300, 3, 8, 8, dtype=torch.uint8))
+
+    def path(self, queries, responses, batch=4, **options):
+        return engine.plan(queries, responses, self.source, batch, **options).path
+
+    def test_structure_decides(self):
+        ones, dense = Ones((8, 8)), Dense(matrix(64, (8, 8), 0))
+        assert self.path(ones, ones) == "whole image"
+        assert self.path(Box((8, 8), 8), Box((8, 8), 8)) == "whole image"
+        for kind in KINDS:
+            assert self.path(*squares(8, 8, 3, kind)) == "squares"
+        assert self.path(dense, Identity((8, 8))) == "streaming"
+        assert self.path(Box((8, 8), 3, "clip"), dense) == "streaming"
+        assert self.path(Identity((8, 8)), Identity((8, 8))) == "streaming"
+
+    def test_types_and_devices_decide(self):
+        operators = squares(8, 8, 3, "LS")
+        assert self.path(*operators, dtype=torch.float64) == "streaming"
+        assert self.path(*operators, device="meta") == "streaming"
+        half = Source(torch.zeros(3, 3, 8, 8, dtype=torch.float16))
+        assert engine.plan(*operators, half, 1).path == "streaming"
+
+    def test_many_noisy_images_make_matrix_products_worth_while(self):
+        ones = Ones((8, 8))
+        assert self.path(ones, ones, batch=1_000) == "streaming"
+
+    def test_the_budget_decides(self):
+        operators = squares(8, 8, 3, "PSPC-Square")
+        plans = [
+            engine.plan(*operators, self.source, 500, budget=budget)
+            for budget in (2**15, 2**20, 2**21, 2**30)
+        ]
+        assert plans[0].path == "streaming"
+        assert [plan.path for plan in plans[1:]] == ["squares"] * 3
+        assert plans[1].b < plans[2].b < plans[3].b == 500
+        assert all(plan.memory <= 2**30 for plan in plans)
+
+    def test_too_small_a_budget_is_an_error(self):
+        with pytest.raises(ValueError, match="budget: got 10 bytes, wanted at least"):
+            self.path(*squares(8, 8, 3, "LS"), budget=10)
+
+    def test_it_explains_itself(self):
+        peaks = engine.Peaks(flops=1e9, bytes=1e8)
+        for operators in (
+            squares(8, 8, 3, "LS"),
+            (Ones((8, 8)),) * 2,
+            (Dense(matrix(5, (8, 8), 0)),) * 2,
+        ):
+            plan = engine.plan(*operators, self.source, 2)
+            assert plan.seconds(peaks) == max(plan.flops / 1e9, plan.bytes / 1e8)
+            assert plan.path in str(plan)
+            assert plan.reason in str(plan)
+
+    def test_the_cost_of_squares_hardly_depends_on_their_side(self):
+        costs = [engine.plan(*squares(8, 8, p, "LS"), self.source, 2).flops for p in (1, 3, 8)]
+        assert len(set(costs)) == 1
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "optimal"])
+def test_memory_is_what_the_plan_says(kind):
+    operators = (Ones((16, 16)),) * 2 if kind == "optimal" else squares(16, 16, 5, kind)
+    for n, b, dtype in ((300, 4, torch.uint8), (3_000, 30, torch.uint8), (300, 4, torch.float64)):
+        source = sources(n, (3, 16, 16), dtype, 0)
+        z = noisy(b, source, 1.0, 0)
+        plan = engine.plan(*operators, source, b, budget=2**22)
+        assert plan.path != "streaming"
+        with PeakMemory() as memory:
+            FPMC(*operators, source, budget=2**22)(z, 1.0)
+        assert plan.memory / 3 < memory.peak <= plan.memory + z.nbytes
+        assert plan.memory <= 2**22
