@@ -243,25 +243,48 @@ def _start(first, size, query, totals):
 
 @compiled
 def _slide(column, p, ahead, totals):
-    """Sums over p neighbouring columns, j − p + 1 to j = k + ahead; the first is added to."""
-    width = len(column)
-    for j in range(min(ahead + 1, width)):
-        for n in range(LANES):
-            totals[0, n] += column[j, n]
-    for k in range(1, len(totals)):
-        j = k + ahead
-        if p <= j < width:
-            for n in range(LANES):
-                totals[k, n] = totals[k - 1, n] + (column[j, n] - column[j - p, n])
-        elif j < width:
-            for n in range(LANES):
-                totals[k, n] = totals[k - 1, n] + column[j, n]
-        elif j >= p:
-            for n in range(LANES):
-                totals[k, n] = totals[k - 1, n] - column[j - p, n]
-        else:
-            for n in range(LANES):
-                totals[k, n] = totals[k - 1, n]
+    """Sums over p neighbouring columns, j − p + 1 to j = k + ahead; the first is added to.
+
+    Lanes of neighbours lie side by side, so that one loop runs through those of all k: what it adds
+    to is LANES back. At first columns enter only, then they also leave, at last they only leave.
+    """
+    size, last = len(column), len(totals) - 1
+    sums, values = totals.reshape(-1), column.reshape(-1)
+    for j in range(min(ahead + 1, size)):
+        _add(sums[:LANES], values[j * LANES :])
+    begin = min(last, max(0, min(p, size) - ahead - 1)) * LANES
+    end = min(last, max(0, max(p, size) - ahead - 1)) * LANES
+    entering, leaving = (ahead + 1) * LANES, (ahead + 1 - p) * LANES
+    _step(sums[: begin + LANES], values[entering:], values[:0])
+    if p < size:
+        _step(sums[begin : end + LANES], values[begin + entering :], values[begin + leaving :])
+    else:
+        _step(sums[begin : end + LANES], values[:0], values[:0])
+    _step(sums[end:], values[:0], values[end + leaving :])
+
+
+@compiled
+def _add(sums, values):
+    for n in range(len(sums)):
+        sums[n] += values[n]
+
+
+@compiled
+def _step(sums, entering, leaving):
+    """Each LANES sums are those before, with what enters and without what leaves, if anything."""
+    steps = len(sums) - LANES
+    if len(entering) and len(leaving):
+        for n in range(steps):
+            sums[n + LANES] = sums[n] + (entering[n] - leaving[n])
+    elif len(entering):
+        for n in range(steps):
+            sums[n + LANES] = sums[n] + entering[n]
+    elif len(leaving):
+        for n in range(steps):
+            sums[n + LANES] = sums[n] - leaving[n]
+    else:
+        for n in range(steps):
+            sums[n + LANES] = sums[n]
 
 
 @compiled
@@ -338,11 +361,11 @@ def _enter_weights(inside, row, before, weights, spread):
         _slide(weights, len(ring), before, totals)
     else:
         totals[:] = ZERO
-    slot = row % len(ring)
-    for j in range(len(column)):
-        for n in range(LANES):
-            column[j, n] += totals[j, n] - ring[slot, j, n]
-            ring[slot, j, n] = totals[j, n]
+    oldest = ring[row % len(ring)].reshape(-1)
+    sums, entering = column.reshape(-1), totals.reshape(-1)
+    for n in range(len(sums)):
+        sums[n] += entering[n] - oldest[n]
+        oldest[n] = entering[n]
 
 
 @compiled
