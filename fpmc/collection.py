@@ -96,6 +96,36 @@ class FPMC:
             ValueError: If z's shape is not the source's, it holds NaN, sigma is not positive, or
                 the budget is too small.
         """
+        arguments = self._checked(z, sigma)
+        return engine.denoise(*arguments, self.source, self.budget)
+
+    def pruned(self, z: Float[Tensor, "b c h w"], sigma: float, eps: float) -> engine.Pruned:
+        """The denoised images from those source images that may matter, with a bound on the error.
+
+        Args:
+            z: Noisy images, as in a call.
+            sigma: Their noise level σ > 0.
+            eps: The share of any estimator's weight that may be left out at each of two scales,
+                above 0 and up to 1.
+
+        Returns:
+            ``x_hat``; ``bound``, how far any value of it may be from the answer of a call; and
+            ``kept``, the number of source images summed over, each for every noisy image. Not
+            differentiable.
+
+        Raises:
+            TypeError: As in a call, or if eps is not a number.
+            ValueError: As in a call, or if eps lies outside its range.
+        """
+        arguments = self._checked(z, sigma)
+        return engine.denoise_pruned(*arguments, self.source, eps, self.budget)
+
+    def posterior(self, z: Float[Tensor, "b c h w"], sigma: float) -> "Posterior":
+        """The filtered posteriors of (9) behind an answer. Arguments and errors as in a call."""
+        sigma, z, queries, _ = self._prepare(z, sigma)
+        return Posterior(z, sigma, queries, self.source, self.budget)
+
+    def _checked(self, z, sigma) -> tuple[Tensor, float, Operator, Operator]:
         sigma, z, queries, responses = self._prepare(z, sigma)
         uncovered = responses.coverage() <= 0
         if uncovered.any():
@@ -103,12 +133,7 @@ class FPMC:
                 f"responses: {int(uncovered.sum())} positions have no response weight, wanted a "
                 "positive sum over the estimators everywhere"
             )
-        return engine.denoise(z, sigma, queries, responses, self.source, self.budget)
-
-    def posterior(self, z: Float[Tensor, "b c h w"], sigma: float) -> "Posterior":
-        """The filtered posteriors of (9) behind an answer. Arguments and errors as in a call."""
-        sigma, z, queries, _ = self._prepare(z, sigma)
-        return Posterior(z, sigma, queries, self.source, self.budget)
+        return z, sigma, queries, responses
 
     def _prepare(self, z, sigma) -> tuple[float, Tensor, Operator, Operator]:
         sigma = as_noise_level(sigma)

@@ -4,5 +4,6 @@
 """
 
 from fpmc.engine.planning import Peaks, Plan, denoise, measure_peaks, plan
+from fpmc.engine.pruning import Pruned, denoise_pruned
 
-__all__ = ["Peaks", "Plan", "denoise", "measure_peaks", "plan"]
+__all__ = ["Peaks", "Plan", "Pruned", "denoise", "denoise_pruned", "measure_peaks", "plan"]
