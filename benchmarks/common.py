@@ -1,0 +1,73 @@
+"""What the benchmarks share: timing, the machine, and tables that carry their provenance."""
+
+import csv
+import datetime
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def fastest(work: Callable[[], object], repeats: int = 3, *, warm: bool = True) -> float:
+    """Seconds that the work takes: the best of several runs, after one that is not counted.
+
+    On one thread these are seconds of the processor's time, which other programs do not lengthen;
+    on several, seconds by the clock, which is right on an idle machine alone.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    if warm:
+        work()
+    times = []
+    for _ in range(repeats):
+        start = clock()
+        work()
+        times.append(clock() - start)
+    return min(times)
+
+
+def provenance() -> dict[str, object]:
+    """When, on what and with which code."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    version = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": names[0] if names else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "seconds of": "processor" if torch.get_num_threads() == 1 else "clock",
+        "torch": torch.__version__,
+        "code": version or "unknown",
+    }
+
+
+def write(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """Write rows, each with the provenance, to a CSV file: beside it first, then under its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    where = provenance()
+    rows = [{**{key: _text(value) for key, value in row.items()}, **where} for row in rows]
+    beside = path.with_suffix(".part")
+    with open(beside, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    beside.rename(path)
+
+
+def show(rows: Sequence[dict[str, object]]) -> None:
+    """Print rows as a table."""
+    texts = [[_text(value) for value in row.values()] for row in rows]
+    heads = list(rows[0])
+    widths = [max(map(len, column)) for column in zip(heads, *texts, strict=True)]
+    for line in (heads, *texts):
+        print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
+
+
+def _text(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,70 @@
+"""How the time grows: with the sources, the noisy images, the pixels, the side of the squares, σ.
+
+    python benchmarks/scaling.py [--n 4000] [--out results/engine/scaling.csv]
+
+Each quantity is changed on its own, the others stay. The exponent is the slope of a least-squares
+line through the logarithms of the times.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from common import fastest, show, write
+
+import fpmc
+from fpmc import FPMC, Source, diffusion
+from fpmc.operators import Box, Dense, Identity, Ones
+from fpmc.source import to_float
+
+
+def seconds(method, n, b, side, p, sigma, k):
+    """Time one call on crops of the photographs."""
+    data = fpmc.data.load(f"photos{side}" if side == 32 else "photos", n_train=n, n_test=b)
+    pixels = (side, side)
+    dense = Dense(Box(pixels, p, "clip").dense()[:k])
+    queries, responses = {
+        "optimal": (Ones(pixels), Ones(pixels)),
+        "PSPC-Square": (Box(pixels, p), Box(pixels, p)),
+        "LS": (Box(pixels, p, "clip"), Identity(pixels)),
+        "dense Q and R": (dense, Dense(dense.matrix + 1e-3)),
+    }[method]
+    z = diffusion.add_noise(to_float(data.test), sigma, 0)
+    denoiser = FPMC(queries, responses, Source(data.train))
+    return fastest(lambda: denoiser(z, sigma), 3)
+
+
+def main():
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--n", type=int, default=4_000, help="source images")
+    parser.add_argument("--dense-n", type=int, default=200, help="the same, for dense operators")
+    parser.add_argument("--out", type=Path, help="CSV file to write")
+    options = parser.parse_args()
+
+    rows = []
+    for method in ("optimal", "PSPC-Square", "LS", "dense Q and R"):
+        n = options.dense_n if method == "dense Q and R" else options.n
+        fixed = {"n": n, "b": 8, "side": 32, "p": 7, "sigma": 1.0, "k": 1024}
+        changed = {"n": [n // 4, n // 2, n, 2 * n, 4 * n], "b": [2, 4, 8, 16, 32]}
+        changed |= {"side": [16, 32], "sigma": [0.05, 0.2, 1.0, 5.0, 20.0]}
+        if method in ("PSPC-Square", "LS"):
+            changed["p"] = [3, 7, 15, 25]
+        if method == "dense Q and R":
+            changed["k"] = [128, 256, 512, 1024]
+        for name, values in changed.items():
+            times = [seconds(method, **{**fixed, name: value}) for value in values]
+            sizes = [value**2 for value in values] if name == "side" else values
+            exponent = float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
+            for value, size, time in zip(values, sizes, times, strict=True):
+                settings = {**fixed, name: value}
+                row = {"dataset": "photos", "method": method, "seed": 0, **settings}
+                row |= {"changed": "pixels" if name == "side" else name, "size": size}
+                rows.append({**row, "seconds": time, "exponent": exponent})
+        if options.out:
+            write(options.out, rows)
+    show([{key: value for key, value in row.items() if key != "dataset"} for row in rows])
+
+
+if __name__ == "__main__":
+    main()
