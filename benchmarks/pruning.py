@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from common import fastest, show, write
+from paths import discs
 
 import fpmc
 from fpmc import FPMC, Source, diffusion
@@ -21,6 +22,7 @@ def main():
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=10_000, help="source images")
+    parser.add_argument("--dense-n", type=int, default=2_000, help="the same, for dense operators")
     parser.add_argument("--b", type=int, default=4, help="noisy images")
     parser.add_argument("--eps", type=float, default=1e-6, help="share of weight to leave out")
     parser.add_argument(
@@ -30,15 +32,17 @@ def main():
     options = parser.parse_args()
 
     data = fpmc.data.load("photos32", n_train=options.n, n_test=options.b)
-    source, pixels = Source(data.train), data.train.shape[2:]
+    many, few = Source(data.train), Source(data.train[: options.dense_n])
+    pixels, masks = many.shape[1:], discs(many.shape[1], 0.1)
     methods = {
-        "optimal": (Ones(pixels), Ones(pixels)),
-        "PSPC-Square, p = 15": (Box(pixels, 15), Box(pixels, 15)),
-        "LS, p = 15": (Box(pixels, 15, "clip"), Identity(pixels)),
+        "optimal": (Ones(pixels), Ones(pixels), many),
+        "PSPC-Square, p = 15": (Box(pixels, 15), Box(pixels, 15), many),
+        "LS, p = 15": (Box(pixels, 15, "clip"), Identity(pixels), many),
+        "dense Q and R": (masks, masks, few),
     }
     rows = []
-    for name, operators in methods.items():
-        denoiser = FPMC(*operators, source)
+    for name, (queries, responses, source) in methods.items():
+        denoiser = FPMC(queries, responses, source)
         for sigma in options.sigma:
             z = diffusion.add_noise(to_float(data.test), sigma, 0)
             result = denoiser.pruned(z, sigma, options.eps)

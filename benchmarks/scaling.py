@@ -2,7 +2,8 @@
 
     python benchmarks/scaling.py [--n 4000] [--out results/engine/scaling.csv]
 
-Each quantity is changed on its own, the others stay. The exponent is the slope of a least-squares
+Each quantity is changed on its own, the others stay (but dense operators have at most as many
+estimators as pixels). The exponent is the slope of a least-squares
 line through the logarithms of the times.
 """
 
@@ -58,6 +59,7 @@ def main():
             exponent = float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
             for value, size, time in zip(values, sizes, times, strict=True):
                 settings = {**fixed, name: value}
+                settings["k"] = min(settings["k"], settings["side"] ** 2)
                 row = {"dataset": "photos", "method": method, "seed": 0, **settings}
                 row |= {"changed": "pixels" if name == "side" else name, "size": size}
                 rows.append({**row, "seconds": time, "exponent": exponent})

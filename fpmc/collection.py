@@ -102,6 +102,9 @@ class FPMC:
     def pruned(self, z: Float[Tensor, "b c h w"], sigma: float, eps: float) -> engine.Pruned:
         """The denoised images from those source images that may matter, with a bound on the error.
 
+        It saves looking at images, and time only at low noise and where the operators are dense:
+        squares and whole images take less time to sum over than to bound.
+
         Args:
             z: Noisy images, as in a call.
             sigma: Their noise level σ > 0.
