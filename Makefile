@@ -4,12 +4,14 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 PORT ?= 8000
+DATA ?= digits
+DEVICE ?= cpu
 
-CODE := $(shell find fpmc -name '*.py' -o -name '*.csv')
+CODE := $(shell find fpmc results -name '*.py' -o -name '*.csv' -o -name '*.npz' -o -name '*.safetensors')
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help setup book test notebooks figure lint clean serve
+.PHONY: help setup book test notebooks figure results lint clean serve
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -43,6 +45,9 @@ notebooks: .venv/installed ## execute the chapters and store their text outputs 
 
 figure: .venv/installed ## draw the picture that the README shows, from the landing page's cell
 	$(BIN)/python book/overview.py
+
+results: .venv/installed ## compute the tables of results/DATA: make results DATA=photos DEVICE=cpu
+	$(BIN)/python results/compute.py --data $(DATA) --device $(DEVICE) $(ARGS)
 
 lint: .venv/installed ## format and lint the code
 	$(BIN)/ruff format .

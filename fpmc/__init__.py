@@ -12,7 +12,7 @@ A collection is two non-negative linear operators Q and R and a source of images
 n is done, and :mod:`fpmc.methods` the papers' denoisers, each a choice of Q, R and source.
 """
 
-from fpmc import data, diffusion, methods, metrics, operators
+from fpmc import data, diffusion, methods, metrics, networks, operators, sensitivity
 from fpmc.collection import FPMC, Posterior
 from fpmc.source import Source
 
@@ -26,5 +26,7 @@ __all__ = [
     "diffusion",
     "methods",
     "metrics",
+    "networks",
     "operators",
+    "sensitivity",
 ]

@@ -29,6 +29,15 @@ COLOURS = {
     "optimal": "#d1603d",
     "PSPC-Square": "#3f88c5",
     "held-out": "#5fa052",
+    "DDPM++": "#2a9d8f",
+    "NCSN++": "#c9972b",
+    "DiT": "#8a63c9",
+    "Wiener": "#9a6a4f",
+    "PSPC-Flex": "#6fb7e0",
+    "LS": "#c2559d",
+    "ELS": "#7d8f3a",
+    "ES": "#b0a04a",
+    "Lukoianov": "#5a55c4",
     "other": "#a06cb5",
 }
 """A colour per method or kind of image, the same in every figure; mid-tones, for both themes."""

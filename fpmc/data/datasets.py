@@ -13,6 +13,7 @@ from torch import Tensor
 from fpmc.checks import as_whole_number
 from fpmc.data.archive import read_archive
 from fpmc.data.photos import crops
+from fpmc.storage import home
 
 __all__ = ["NAMES", "Dataset", "load"]
 
@@ -91,7 +92,7 @@ def load(
     for argument, value in (("name", name), ("root", root or "")):
         if not isinstance(value, str | os.PathLike):
             raise TypeError(f"{argument}: got {type(value).__name__}, wanted a name or a path")
-    root = Path(root or os.environ.get("FPMC_DATA") or "~/.cache/fpmc").expanduser()
+    root = home(root)
     name = os.fspath(name)
 
     if name in PHOTOS_SIDE:

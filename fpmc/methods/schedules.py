@@ -1,7 +1,8 @@
-"""The papers' schedules: patch sizes and thresholds as functions of σ.
+"""Schedules: patch sizes and thresholds as functions of σ.
 
-The tables are those of Niedoba et al. (2026), tables 5 (CIFAR-10), 6 (FFHQ 64 × 64) and 7
-(AFHQv2 64 × 64): a row per step of the EDM sampler, a column per method.
+The published tables are those of Niedoba et al. (2026), tables 5 (CIFAR-10), 6 (FFHQ 64 × 64) and 7
+(AFHQv2 64 × 64): a row per step of the EDM sampler, a column per method. Those of the embedded data
+were found in the same way, by ``results/compute.py``: the values nearest to a network.
 """
 
 import csv
@@ -14,15 +15,19 @@ from typing import Any
 from fpmc.checks import as_fraction, as_whole_number
 from fpmc.levels import nearest_level
 
-__all__ = ["PUBLISHED", "patch_schedule", "published", "threshold_schedule"]
+__all__ = ["FOUND", "PUBLISHED", "found", "patch_schedule", "published", "threshold_schedule"]
 
 PUBLISHED = {"cifar10": 32, "ffhq64": 64, "afhqv2-64": 64}
 """The published schedules' names, and the side of the images they were found for."""
 
+FOUND = {"digits": 8, "photos": 16}
+"""The found schedules' names, and the side of their images."""
+
+SIDES = PUBLISHED | FOUND
+
 SMALLEST_PATCH = 3
 
 
-@cache
 def published(name: str, column: str) -> Mapping[float, float]:
     """A column of a published table as {sigma: value}.
 
@@ -35,6 +40,26 @@ def published(name: str, column: str) -> Mapping[float, float]:
     """
     if name not in PUBLISHED:
         raise ValueError(f"schedule: got {name!r}, wanted one of {', '.join(PUBLISHED)}")
+    return _table(name, column)
+
+
+def found(name: str, column: str) -> Mapping[float, float]:
+    """A column of the schedules found for the embedded data, as {sigma: value}.
+
+    Args:
+        name: "digits" or "photos": for their DDPM++.
+        column: "pspc_square", "pspc_flex", "ls", "els" or "lukoianov".
+
+    Raises:
+        ValueError: If there is no such table or column.
+    """
+    if name not in FOUND:
+        raise ValueError(f"schedule: got {name!r}, wanted one of {', '.join(FOUND)}")
+    return _table(name, column)
+
+
+@cache
+def _table(name: str, column: str) -> Mapping[float, float]:
     table = resources.files("fpmc.methods") / "tables" / f"{name}.csv"
     rows = list(csv.DictReader(table.read_text().splitlines()))
     if column not in rows[0] or column in ("step", "sigma"):
@@ -48,14 +73,14 @@ def patch_schedule(
 ) -> Callable[[float], int]:
     """A function from σ to the side p of a patch.
 
-    A published schedule scales with the side of the image, p · side / published side, rounded half
-    up, but never below 3: that is the smallest published patch, a pixel with its neighbours, at
-    every resolution.
+    A schedule scales with the side of the image, p · side / its own side, rounded half up. A
+    published one never goes below 3: that is the smallest published patch, a pixel with its
+    neighbours, at every resolution.
 
     Args:
         patch_sizes: A number, a {sigma: p} mapping (the nearest sigma on a logarithmic scale
-            wins), or a published schedule's name.
-        column: The method whose column of the published table counts.
+            wins), or the name of a published or found schedule.
+        column: The method whose column of the table counts.
         side: The image's shorter side, the largest p allowed.
 
     Raises:
@@ -64,8 +89,9 @@ def patch_schedule(
     """
 
     def scaled(table: Mapping[float, float]) -> dict[float, int]:
-        ratio = side / PUBLISHED[patch_sizes]
-        return {s: min(max(int(p * ratio + 0.5), SMALLEST_PATCH), side) for s, p in table.items()}
+        ratio = side / SIDES[patch_sizes]
+        least = SMALLEST_PATCH if patch_sizes in PUBLISHED else 1
+        return {s: min(max(int(p * ratio + 0.5), least), side) for s, p in table.items()}
 
     def checked(p: Any) -> int:
         return as_whole_number(p, "patch_sizes", 1, side)
@@ -76,12 +102,12 @@ def patch_schedule(
 def threshold_schedule(
     thresholds: float | Mapping[float, float] | str, column: str, name: str, *, zero: bool = True
 ) -> Callable[[float], float]:
-    """A function from σ to a threshold τ between 0 and 1. A published schedule is taken as it is.
+    """A function from σ to a threshold τ between 0 and 1. A table of them is not scaled.
 
     Args:
         thresholds: A number, a {sigma: τ} mapping (the nearest sigma on a logarithmic scale wins),
-            or a published schedule's name.
-        column: The method whose column of the published table counts.
+            or the name of a published or found schedule.
+        column: The method whose column of the table counts.
         name: What an error calls the thresholds.
         zero: Whether τ = 0 is allowed.
 
@@ -101,12 +127,12 @@ def _schedule(
 ) -> Callable[[float], float]:
     """A function from σ to a checked value, or to one of a published table, adapted."""
     if isinstance(values, str):
-        if values not in PUBLISHED:
+        if values not in SIDES:
             raise ValueError(
                 f"{name}: got {values!r}, wanted a number, a mapping from sigma to numbers, or one "
-                f"of {', '.join(PUBLISHED)}"
+                f"of {', '.join(SIDES)}"
             )
-        return nearest_level(adapted(published(values, column)), name)
+        return nearest_level(adapted(_table(values, column)), name)
     if isinstance(values, Mapping):
         return nearest_level({sigma: checked(value) for sigma, value in values.items()}, name)
     value = checked(values)

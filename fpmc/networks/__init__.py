@@ -1,0 +1,25 @@
+"""Denoising networks: DDPM++, NCSN++ and DiT with EDM's preconditioning.
+
+Training is in :mod:`fpmc.networks.train`, also as ``python -m fpmc.networks.train``.
+"""
+
+from fpmc.networks.architectures import ARCHITECTURES, build
+from fpmc.networks.checkpoints import save
+from fpmc.networks.dit import DiT
+from fpmc.networks.loading import OFFICIAL, SHIPPED, card, label, load
+from fpmc.networks.preconditioning import Preconditioned
+from fpmc.networks.unet import UNet
+
+__all__ = [
+    "ARCHITECTURES",
+    "OFFICIAL",
+    "SHIPPED",
+    "DiT",
+    "Preconditioned",
+    "UNet",
+    "build",
+    "card",
+    "label",
+    "load",
+    "save",
+]

@@ -1,0 +1,46 @@
+"""The architectures by name."""
+
+from typing import Any
+
+import torch
+
+from fpmc.checks import as_whole_number
+from fpmc.networks.dit import DiT
+from fpmc.networks.preconditioning import Preconditioned
+from fpmc.networks.unet import UNet
+
+__all__ = ["ARCHITECTURES", "build"]
+
+NCSNPP = {"embedding": "fourier", "encoder": "residual", "taps": (1, 3, 3, 1)}
+
+ARCHITECTURES = {"ddpmpp": (UNet, {}), "ncsnpp": (UNet, NCSNPP), "dit": (DiT, {})}
+"""Name to class and the options that make it that architecture."""
+
+
+def build(
+    arch: str, shape: tuple[int, int, int], *, seed: int = 0, **options: Any
+) -> Preconditioned:
+    """A network with fresh weights.
+
+    Without options it has the published size: EDM's for CIFAR-10 (55.7 million parameters for
+    ``ddpmpp``), DiT-B/4.
+
+    Args:
+        arch: "ddpmpp", "ncsnpp" or "dit".
+        shape: The images' (c, h, w).
+        seed: Seed of the weights.
+        options: The architecture's own: see :class:`fpmc.networks.UNet` and
+            :class:`fpmc.networks.DiT`.
+
+    Raises:
+        TypeError: If an option does not exist.
+        ValueError: If there is no such architecture, or an option does not fit the images.
+    """
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"arch: got {arch!r}, wanted one of {', '.join(ARCHITECTURES)}")
+    network, own = ARCHITECTURES[arch]
+    with torch.random.fork_rng():
+        torch.manual_seed(as_whole_number(seed, "seed", 0, 2**63 - 1))
+        model = network(tuple(shape), **{**own, **options})
+    made_from = {"arch": arch, "shape": list(shape), "options": options}
+    return Preconditioned(model, shape, architecture=made_from)

@@ -1,0 +1,94 @@
+"""Networks as .safetensors files: weights, the architecture, and a card that says where from."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fpmc.networks.architectures import build
+from fpmc.networks.preconditioning import Preconditioned
+from fpmc.storage import whole
+
+__all__ = ["read_card", "read_network", "save"]
+
+FORMAT = "fpmc network 1"
+
+
+def save(
+    network: Preconditioned,
+    path: str | os.PathLike,
+    card: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a network made by :func:`fpmc.networks.build`, whole or not at all.
+
+    Args:
+        network: The network.
+        path: Where to; an existing file is replaced.
+        card: What is to be remembered of it: anything that JSON can hold.
+        dtype: The type of the stored parameters; buffers keep theirs.
+
+    Raises:
+        ValueError: If the network was not made by ``build``, or a parameter is not finite in
+            this type.
+    """
+    if network.architecture is None:
+        raise ValueError("network: has no architecture, wanted one that fpmc.networks.build made")
+    buffers = dict(network.named_buffers())
+    tensors = {
+        name: (value if name in buffers else value.to(dtype)).contiguous().cpu()
+        for name, value in network.state_dict().items()
+    }
+    bad = [name for name, value in tensors.items() if not value.isfinite().all()]
+    if bad:
+        raise ValueError(f"network: {bad[0]} is not finite in {dtype}")
+    metadata = {
+        "format": FORMAT,
+        "architecture": json.dumps(network.architecture),
+        "card": json.dumps(dict(card or {})),
+    }
+    with whole(path) as beside:
+        save_file(tensors, beside, metadata)
+
+
+def read_network(path: str | os.PathLike) -> Preconditioned:
+    """The network in a file that :func:`save` wrote, in float32, ready to denoise.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is cut short, or is none of these.
+    """
+    metadata, tensors = _read(path, tensors=True)
+    try:
+        architecture = json.loads(metadata["architecture"])
+        network = build(
+            architecture["arch"], tuple(architecture["shape"]), **architecture["options"]
+        )
+        network.load_state_dict({name: value.float() for name, value in tensors.items()})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: its weights do not fit its architecture ({error})") from error
+    return network.eval().requires_grad_(False)
+
+
+def read_card(path: str | os.PathLike) -> dict[str, Any]:
+    """The card in a file that :func:`save` wrote. Errors as in :func:`read_network`."""
+    return json.loads(_read(path, tensors=False)[0]["card"])
+
+
+def _read(path: str | os.PathLike, tensors: bool) -> tuple[dict, dict]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            values = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a whole .safetensors file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: a .safetensors file, but not one of a network of fpmc")
+    return metadata, values

@@ -1,0 +1,127 @@
+"""Networks from wherever they are: shipped, in a file, or behind an address."""
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fpmc.networks.checkpoints import read_card, read_network
+from fpmc.networks.official import load_official
+from fpmc.networks.preconditioning import Preconditioned
+from fpmc.storage import home, whole
+
+__all__ = ["OFFICIAL", "SHIPPED", "card", "label", "load"]
+
+SHIPPED = (
+    "digits/ddpmpp",
+    "digits/ncsnpp",
+    "digits/dit",
+    "digits/dit-1",
+    "photos/ddpmpp",
+    "photos/ncsnpp",
+)
+"""The networks that come with the package: dataset/architecture, and -seed if it is not 0."""
+
+LABELS = {"ddpmpp": "DDPM++", "ncsnpp": "NCSN++", "dit": "DiT"}
+
+ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
+OFFICIAL = (
+    "edm-cifar10-32x32-uncond-vp",
+    "edm-cifar10-32x32-uncond-ve",
+    "edm-ffhq-64x64-uncond-vp",
+    "edm-ffhq-64x64-uncond-ve",
+    "edm-afhqv2-64x64-uncond-vp",
+    "edm-afhqv2-64x64-uncond-ve",
+)
+"""NVIDIA's checkpoints that :func:`load` fetches by name: vp is DDPM++, ve is NCSN++."""
+
+
+def load(
+    network: str | os.PathLike,
+    *,
+    cache: str | os.PathLike | None = None,
+    sha256: str | None = None,
+) -> Preconditioned:
+    """A trained network, as a denoiser on the CPU in float32.
+
+    Args:
+        network: The name of a shipped network (:data:`SHIPPED`), the name of an official one
+            (:data:`OFFICIAL`), a path to a .safetensors file of ours or to an official EDM .pkl,
+            or the address of either.
+        cache: Where downloads go; ``networks`` below FPMC_DATA, or below ``~/.cache/fpmc``.
+        sha256: The hash that a download must have. Without it the first download's is recorded
+            beside the file, and every later one must have the same.
+
+    Returns:
+        The denoiser: ``denoiser(z, sigma)``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TypeError: If network is neither a name nor a path.
+        ValueError: If there is no such network, the file cannot be read, holds something else, or
+            has another hash. An official pickle is read without running anything in it.
+    """
+    path = _path(network, cache, sha256)
+    return load_official(path) if path.suffix == ".pkl" else read_network(path)
+
+
+def card(network: str | os.PathLike) -> dict[str, Any]:
+    """What is known of a network of ours: the data, images seen, minutes, device, seed, command.
+
+    Args:
+        network: The name of a shipped network, or a path to a .safetensors file.
+
+    Returns:
+        A dictionary; "loss" is the loss curve, a list of rows.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is none of ours.
+    """
+    return read_card(_path(network, None, None))
+
+
+def label(network: str) -> str:
+    """A shipped network's name for a figure: "DDPM++", "DiT, seed 1"."""
+    arch, _, seed = network.partition("/")[2].partition("-")
+    return LABELS[arch] + (f", seed {seed}" if seed else "")
+
+
+def _path(network: str | os.PathLike, cache: str | os.PathLike | None, sha256: str | None) -> Path:
+    if not isinstance(network, str | os.PathLike):
+        raise TypeError(f"network: got {type(network).__name__}, wanted a name or a path")
+    name = os.fspath(network)
+    if name in SHIPPED:
+        return Path(str(resources.files("fpmc.networks"))) / "shipped" / f"{name}.safetensors"
+    if name in OFFICIAL:
+        name = f"{ADDRESS}{name}.pkl"
+    if name.startswith(("https://", "http://")):
+        return _fetch(name, cache, sha256)
+    path = Path(name).expanduser()
+    if path.suffix not in (".safetensors", ".pkl"):
+        raise ValueError(
+            f"network: got {name!r}, wanted one of {', '.join(SHIPPED + OFFICIAL)}, or a path or "
+            "an address that ends in .safetensors or .pkl"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path
+
+
+def _fetch(address: str, cache: str | os.PathLike | None, sha256: str | None) -> Path:
+    """A download, kept in the cache, with the hash that was asked for or seen the first time."""
+    import pooch  # here, as its import warns in notebooks that lack widgets
+
+    folder = Path(cache).expanduser() if cache else home() / "networks"
+    name = address.rsplit("/", 1)[-1]
+    recorded = folder / f"{name}.sha256"
+    if sha256 is None and recorded.is_file():
+        sha256 = recorded.read_text(encoding="ascii").strip()
+    try:
+        path = Path(pooch.retrieve(address, sha256, name, folder, progressbar=True))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{address}: could not be fetched ({error})") from error
+    if sha256 is None:
+        with whole(recorded) as beside:
+            beside.write_text(pooch.file_hash(str(path)) + "\n", encoding="ascii")
+    return path

@@ -1,0 +1,76 @@
+"""EDM's preconditioning: a denoiser made of a network whose inputs and targets have variance 1.
+
+Source: Karras et al. (2022), equation (7) and table 1.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fpmc.checks import as_images, as_noise_level
+
+__all__ = ["SIGMA_DATA", "Preconditioned"]
+
+SIGMA_DATA = 0.5
+"""Standard deviation of the pixels of an image, as EDM assumes it."""
+
+
+class Preconditioned(nn.Module):
+    r"""A network as a denoiser.
+
+    .. math:: D(z, \sigma) = c_\text{skip} z + c_\text{out} F(c_\text{in} z, \tfrac14 \ln\sigma)
+
+    with :math:`c_\text{skip} = \sigma_d^2 / (\sigma^2 + \sigma_d^2)`,
+    :math:`c_\text{out} = \sigma \sigma_d / \sqrt{\sigma^2 + \sigma_d^2}`,
+    :math:`c_\text{in} = 1 / \sqrt{\sigma^2 + \sigma_d^2}`.
+
+    Called as ``denoiser(z, sigma)`` with z float (b, c, h, w) and one σ > 0, it gives x̂ with z's
+    shape and type.
+
+    Args:
+        model: F, called with images (b, c, h, w) and conditions (b,).
+        shape: The (c, h, w) of its images.
+        sigma_data: σ_d.
+        architecture: What :func:`fpmc.networks.build` made the model from, so that it can be
+            saved.
+
+    Raises:
+        TypeError: When called, if z is not a floating-point tensor or sigma not a number.
+        ValueError: When called, if z has a wrong shape or NaN, or sigma is not positive.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: tuple[int, int, int],
+        sigma_data: float = SIGMA_DATA,
+        architecture: dict | None = None,
+    ):
+        super().__init__()
+        self.model, self.shape, self.sigma_data = model, tuple(shape), sigma_data
+        self.architecture = architecture
+
+    def forward(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
+        z, sigma = as_images(z, "z", self.shape), as_noise_level(sigma)
+        parameter = next(self.model.parameters())
+        levels = torch.full((len(z),), sigma, dtype=parameter.dtype, device=z.device)
+        return self.denoise(z.to(parameter.dtype), levels).to(z.dtype)
+
+    def denoise(
+        self, z: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """As a call, with one noise level per image and no checks: what training differentiates."""
+        spread = (sigma**2 + self.sigma_data**2).sqrt()[:, None, None, None]
+        level = sigma[:, None, None, None]
+        answer = self.model(z / spread, sigma.log() / 4)
+        return (self.sigma_data / spread) ** 2 * z + level * self.sigma_data / spread * answer
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}, sigma_data={self.sigma_data}"
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(math.prod(parameter.shape) for parameter in self.parameters())

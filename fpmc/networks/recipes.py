@@ -1,0 +1,82 @@
+"""What decides a trained network's weights, and the choices made for the shipped ones."""
+
+import json
+import shlex
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fpmc.networks.architectures import ARCHITECTURES
+
+__all__ = ["Recipe", "command", "recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a network's weights, but for the rounding of the device.
+
+    Attributes:
+        data: Name or path of the dataset; its ``train`` images are what is learned.
+        arch: "ddpmpp", "ncsnpp" or "dit".
+        options: The architecture's options.
+        images: Budget in images; 0 if it is in minutes alone.
+        minutes: Budget in minutes; 0 if it is in images alone.
+        batch: Images per step.
+        rate: Highest learning rate; it rises linearly, then falls to 0 as a cosine.
+        flips: Whether every image is mirrored with probability ½.
+        seed: Seed of the weights, the order and the noise.
+    """
+
+    data: str
+    arch: str
+    options: dict[str, Any]
+    images: int = 0
+    minutes: float = 0.0
+    batch: int = 128
+    rate: float = 1e-3
+    flips: bool = True
+    seed: int = 0
+
+
+SMALL = {"channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "attention": [8], "dropout": 0.0}
+TINY = {"channels": 32, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.1}
+WIDE = {"channels": 56, "multipliers": [1, 2, 2], "blocks": 2, "attention": [16], "dropout": 0.0}
+TOKENS = {"patch": 2, "width": 96, "depth": 5, "heads": 4, "dropout": 0.1}
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {"unet": TINY, "dit": TOKENS, "images": 600_000, "batch": 64, "flips": False},
+    "photos": {"unet": SMALL, "dit": TOKENS | {"width": 192}, "images": 600_000},
+    "photos32": {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 5_000_000},
+    "cifar10": {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000},
+}
+"""Per dataset: the options of a U-Net and of a DiT, the budget, and whether images are flipped."""
+
+
+def recipe(data: str, arch: str, **changes: Any) -> Recipe:
+    """The recipe of the shipped network for this dataset, with changes.
+
+    Args:
+        data: Name or path of a dataset; for one without a recipe, that of ``cifar10`` is taken.
+        arch: "ddpmpp", "ncsnpp" or "dit".
+        changes: Other values of :class:`Recipe`'s attributes.
+
+    Raises:
+        ValueError: If there is no such architecture.
+    """
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"arch: got {arch!r}, wanted one of {', '.join(ARCHITECTURES)}")
+    default = dict(DEFAULTS.get(data, DEFAULTS["cifar10"]))
+    unet, dit = default.pop("unet"), default.pop("dit")
+    plain = Recipe(data, arch, dit if arch == "dit" else unet, **default)
+    if "minutes" in changes and "images" not in changes:
+        changes["images"] = 0
+    return replace(plain, **changes)
+
+
+def command(recipe: Recipe) -> str:
+    """The command line that makes this network again."""
+    words = ["python", "-m", "fpmc.networks.train", "--data", recipe.data, "--arch", recipe.arch]
+    for name in ("images", "minutes", "batch", "rate", "seed"):
+        if getattr(recipe, name) or name == "seed":
+            words += [f"--{name}", str(getattr(recipe, name))]
+    words += ["--flips" if recipe.flips else "--no-flips", "--options", json.dumps(recipe.options)]
+    return shlex.join(words)

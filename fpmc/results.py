@@ -1,0 +1,87 @@
+"""The stored tables of heavy runs, which ``results/compute.py`` writes."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fpmc.metrics import Estimate
+
+__all__ = ["images", "read", "stored"]
+
+FOLDER = Path(__file__).parents[1] / "results"
+TABLES = ("denoising", "samples", "schedules")
+TEXT = ("data", "network", "reference", "method", "schedule", "z", "device", "version", "torch")
+
+
+def stored(root: str | os.PathLike | None = None) -> list[tuple[str, str]]:
+    """The stored comparisons with a network: (dataset, table), in order.
+
+    Args:
+        root: The folder ``results``, if it is not beside the package.
+    """
+    found = Path(root or FOLDER).glob("*/*.csv")
+    return sorted((path.parent.name, path.stem) for path in found if path.stem in TABLES)
+
+
+def read(
+    data: str, table: str, root: str | os.PathLike | None = None
+) -> list[dict[str, str | float | Estimate]]:
+    """A stored table, a dictionary per row.
+
+    A column with a standard error beside it, such as ``mse`` with ``mse_error``, is read as one
+    :class:`fpmc.metrics.Estimate`; other numbers are floats.
+
+    Args:
+        data: The dataset, a folder in ``results``.
+        table: "schedules", "denoising" or "samples".
+        root: The folder ``results`` itself, if it is not beside the package.
+
+    Raises:
+        FileNotFoundError: If there is no such table; says how to compute it.
+        ValueError: If it cannot be read.
+    """
+    path = _path(data, f"{table}.csv", root)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [_row(row) for row in csv.DictReader(file)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a table of results ({error})") from error
+
+
+def images(data: str, root: str | os.PathLike | None = None) -> dict[str, Float[Tensor, "m c h w"]]:
+    """A few stored samples of every method, in [-1, 1], {"method, schedule": images}.
+
+    Arguments and errors as in :func:`read`.
+    """
+    path = _path(data, "samples.npz", root)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: torch.from_numpy(file[name]).float() / 127.5 - 1 for name in file.files}
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(f"{path}: not a file of samples ({error})") from error
+
+
+def _path(data: str, name: str, root: str | os.PathLike | None) -> Path:
+    path = Path(root or FOLDER) / data / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such table; python results/compute.py --data {data} computes it"
+        )
+    return path
+
+
+def _row(row: dict[str, str]) -> dict[str, str | float | Estimate]:
+    values = {}
+    for name, value in row.items():
+        if name in TEXT:
+            values[name] = value
+        elif f"{name}_error" in row:
+            values[name] = Estimate(float(value), float(row[f"{name}_error"]), int(row["n"]))
+        elif not name.endswith("_error"):
+            values[name] = float(value)
+    return values

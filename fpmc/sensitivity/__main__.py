@@ -1,0 +1,44 @@
+"""Compute a network's sensitivity maps at the sampler's noise levels and keep them.
+
+python -m fpmc.sensitivity --network photos/ddpmpp --images 16 --out maps.npz
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fpmc import data, networks
+from fpmc.diffusion import edm_sigmas
+from fpmc.sensitivity import maps_over, write
+from fpmc.storage import home
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: ``python -m fpmc.sensitivity --help``."""
+    parser = argparse.ArgumentParser(prog="python -m fpmc.sensitivity", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--network", required=True, help="what fpmc.networks.load takes")
+    add("--data", help="dataset of the images (default: the network's own); held-out ones are used")
+    add("--images", type=int, default=16, help="noisy images per noise level (default: 16)")
+    add("--steps", type=int, default=18, help="the sampler's noise levels (default: 18)")
+    add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    add("--device", default="cpu", help="cpu (default) or cuda")
+    add("--cache", type=Path, help="folder for finished levels (default: beside the data)")
+    add("--out", type=Path, required=True, help="the .npz file to write")
+    given = parser.parse_args(arguments)
+    try:
+        network = networks.load(given.network).to(given.device)
+        dataset = data.load(given.data or networks.card(given.network)["data"])
+        options = {"seed": given.seed, "cache": given.cache or home() / "maps", "progress": True}
+        images = dataset.test[: given.images].to(given.device)
+        write(given.out, maps_over(network, edm_sigmas(given.steps).tolist(), images, **options))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""How much each output pixel of a denoiser depends on each input pixel.
+
+Source: Niedoba et al. (2025), section 4; Niedoba et al. (2026), equation (39).
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fpmc.checks import as_images, as_noise_level, as_whole_number
+from fpmc.diffusion import Denoiser, add_noise
+from fpmc.engine.tiling import DEFAULT_BUDGET
+from fpmc.sensitivity.files import read, write
+from fpmc.source import to_float
+
+__all__ = ["maps", "maps_over", "square_sides"]
+
+
+def maps(
+    denoiser: Denoiser,
+    sigma: float,
+    images: Tensor,
+    *,
+    seed: int = 0,
+    cache: str | os.PathLike | None = None,
+    budget: int = DEFAULT_BUDGET,
+    progress: bool = False,
+) -> Float[Tensor, "k h w"]:
+    r"""Gradient-sensitivity maps, one for every output pixel k = (x, y).
+
+    .. math:: G_k \propto \mathbb{E}_{x, \; z \sim N(x, \sigma^2 I)} \;
+              \frac{1}{c^2} \sum_{a, b} \left| \frac{\partial D(z, \sigma)_{a, k}}
+              {\partial z_{b, \cdot}} \right|, \qquad \sum_u G_{k, u} = 1
+
+    with a and b the channels of output and input: the absolute entries of the Jacobian, averaged
+    over channels and noisy images. c h w backward passes for each image, many at once.
+
+    Args:
+        denoiser: D, differentiable by torch.func; it must treat the images of a batch apart.
+        sigma: The noise level σ > 0.
+        images: x, shape (n, c, h, w): uint8, or floats in [-1, 1].
+        seed: Seed of the noise.
+        cache: A folder in which maps are kept, by network, images, σ and seed; made if it is
+            missing. The denoiser must be a torch module then, to be recognised by its weights.
+        budget: Bytes of working memory.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Shape (h · w, h, w), float32, pixels k in row-major order; each map sums to 1.
+
+    Raises:
+        TypeError: If the images are no tensor of images, or a cache is named for a denoiser that
+            is no module.
+        ValueError: If sigma is not positive, or an output pixel does not depend on z at all.
+    """
+    sigma = as_noise_level(sigma)
+    seed = as_whole_number(seed, "seed", 0, 2**63 - 1)
+    is_bytes = isinstance(images, Tensor) and images.dtype == torch.uint8
+    x = as_images(to_float(images) if is_bytes else images, "images")
+    if cache is None:
+        return _maps(denoiser, sigma, x, seed, budget, progress)
+    path = Path(cache) / f"{_key(denoiser, sigma, x, seed)}.npz"
+    if path.is_file():
+        return read(path)[sigma]
+    found = _maps(denoiser, sigma, x, seed, budget, progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, {sigma: found}, dtype=np.float32)
+    return found
+
+
+def maps_over(
+    denoiser: Denoiser, sigmas: Iterable[float], images: Tensor, **options
+) -> dict[float, Float[Tensor, "k h w"]]:
+    """The maps at several noise levels, {sigma: maps}: see :func:`maps` for the rest."""
+    return {float(sigma): maps(denoiser, sigma, images, **options) for sigma in sigmas}
+
+
+def square_sides(maps: Float[Tensor, "k h w"], share: float) -> Int[Tensor, " k"]:
+    """For every pixel, the odd side of the smallest square around it that holds a share of its map.
+
+    The square is centred at the pixel and cut at the border, as in figure 4 of Niedoba et al.
+    (2025).
+
+    Args:
+        maps: Shape (h · w, h, w), each summing to 1.
+        share: From 0 to 1.
+
+    Raises:
+        ValueError: If the share lies outside, or the maps' shape is another.
+    """
+    k, h, w = maps.shape
+    if k != h * w:
+        raise ValueError(f"maps: got shape {tuple(maps.shape)}, wanted (h · w, h, w)")
+    if not 0 < share <= 1:
+        raise ValueError(f"share: got {share}, wanted more than 0, at most 1")
+    rows, columns = torch.arange(h), torch.arange(w)
+    down = (rows[:, None] - rows).abs().reshape(h, 1, h, 1)
+    across = (columns[:, None] - columns).abs().reshape(1, w, 1, w)
+    ring = torch.maximum(down, across).reshape(k, h * w)
+    held = torch.zeros(k, max(h, w), dtype=torch.float64)
+    held.scatter_add_(1, ring, maps.reshape(k, h * w).double().cpu())
+    return 2 * (held.cumsum(1) < share - 1e-6).sum(1) + 1
+
+
+def _maps(
+    denoiser: Denoiser, sigma: float, x: Tensor, seed: int, budget: int, progress: bool
+) -> Float[Tensor, "k h w"]:
+    z = add_noise(x, sigma, seed)
+    n, c, h, w = z.shape
+    k = h * w
+    answer = _answer(denoiser, sigma)
+    at_once = max(1, budget // max(1, _saved_bytes(answer, z[:1])))
+    per_pass = max(1, min(c * k, at_once))
+    batch = max(1, min(n, at_once // per_pass))
+    total = torch.zeros(k, h, w, dtype=torch.float64, device=z.device)
+    with tqdm(
+        total=n * c * k, desc=f"maps at σ = {sigma:.3g}", unit="row", disable=not progress
+    ) as bar:
+        for part in z.split(batch):
+            _, pull_back = torch.func.vjp(answer, part)
+            for rows in torch.arange(c * k, device=z.device).split(per_pass):
+                seeds = torch.zeros(len(rows), c * k, dtype=z.dtype, device=z.device)
+                seeds[torch.arange(len(rows)), rows] = 1
+                seeds = seeds.reshape(-1, 1, c, h, w).expand(-1, len(part), -1, -1, -1)
+                (jacobian,) = torch.func.vmap(pull_back)(seeds)
+                sums = jacobian.abs().double().sum(dim=(1, 2))
+                total.index_add_(0, rows % k, sums)
+                bar.update(len(rows) * len(part))
+    mass = total.sum(dim=(1, 2), keepdim=True)
+    if not (mass > 0).all():
+        raise ValueError("denoiser: some output pixel does not depend on z at all")
+    return (total / mass).float()
+
+
+def _answer(denoiser: Denoiser, sigma: float) -> Callable[[Tensor], Tensor]:
+    """The denoiser as a function of z alone, none of its weights to be differentiated."""
+    if not isinstance(denoiser, nn.Module):
+        return lambda z: denoiser(z, sigma)
+    weights = {name: value.detach() for name, value in denoiser.state_dict().items()}
+    return lambda z: torch.func.functional_call(denoiser, weights, (z, sigma))
+
+
+def _saved_bytes(answer: Callable[[Tensor], Tensor], z: Tensor) -> int:
+    """Bytes of what a forward pass keeps for the backward pass, per image.
+
+    A backward pass holds less for every row of the Jacobian: a gradient for each activation that
+    is still waiting for one, and what was kept is shared by all rows.
+    """
+    sizes = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        answer(z.clone().requires_grad_())
+    return sum(sizes)
+
+
+def _key(denoiser: Denoiser, sigma: float, x: Tensor, seed: int) -> str:
+    if not isinstance(denoiser, nn.Module):
+        raise TypeError(
+            f"cache: got a denoiser of type {type(denoiser).__name__}, wanted a torch module, "
+            "which its weights identify"
+        )
+    digest = hashlib.sha256(repr((sigma, seed, tuple(x.shape))).encode())
+    for tensor in (*denoiser.state_dict().values(), x):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]

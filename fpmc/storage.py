@@ -1,0 +1,28 @@
+"""Files: where data and downloads lie, and writing that never leaves half a file."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["home", "whole"]
+
+
+def home(root: str | os.PathLike | None = None) -> Path:
+    """The folder for data and downloads: root, or the variable FPMC_DATA, or ``~/.cache/fpmc``."""
+    return Path(root or os.environ.get("FPMC_DATA") or "~/.cache/fpmc").expanduser()
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike) -> Iterator[Path]:
+    """A path beside this one to write to; it takes this one's name once the block is through.
+
+    If the block fails, what was there before stays, and what was written goes.
+    """
+    path = Path(path)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

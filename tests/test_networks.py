@@ -1,0 +1,327 @@
+"""The architectures, their preconditioning, and the files they are kept in."""
+
+import json
+import math
+import struct
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fpmc import networks
+
+TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "dropout": 0.0}
+SHAPE = (3, 8, 8)
+
+
+def tiny(arch="ddpmpp", shape=SHAPE, seed=0):
+    """A small network whose output depends on everything: no layer is at its zero start."""
+    options = {"patch": 2, "width": 16, "depth": 2, "heads": 2} if arch == "dit" else TINY
+    network = networks.build(arch, shape, seed=seed, **options)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        drift = torch.randn(parameter.shape, generator=generator)
+        parameter.data += 0.1 * drift
+    return network.eval().requires_grad_(False)
+
+
+def noisy(shape=SHAPE, b=2, sigma=1.0, seed=1):
+    return sigma * torch.randn(b, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+class TestArchitectures:
+    @pytest.mark.parametrize(
+        ("arch", "options", "millions"),
+        [("ddpmpp", {"augmentations": 9}, 55.7), ("ncsnpp", {"augmentations": 9}, 56.4)],
+    )
+    def test_published_sizes_are_the_default_on_cifar10(self, arch, options, millions):
+        assert round(networks.build(arch, (3, 32, 32), **options).size / 1e6, 1) == millions
+
+    def test_the_64_pixel_configuration_has_the_published_size(self):
+        network = networks.build(
+            "ddpmpp", (3, 64, 64), multipliers=(1, 2, 2, 2), augmentations=9, dropout=0.05
+        )
+        assert round(network.size / 1e6, 1) == 61.8
+
+    @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+    @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16)])
+    def test_output_has_the_input_s_shape_and_type(self, arch, shape):
+        network = tiny(arch, shape)
+        for dtype in (torch.float32, torch.float64):
+            out = network(noisy(shape).to(dtype), 0.5)
+            assert out.shape == (2, *shape)
+            assert out.dtype == dtype
+            assert out.isfinite().all()
+
+    @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+    def test_images_of_a_batch_do_not_see_each_other(self, arch):
+        network, z = tiny(arch), noisy(b=3)
+        together = network(z, 0.7)
+        apart = torch.cat([network(image[None], 0.7) for image in z])
+        torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+    def test_noise_level_and_every_pixel_matter(self, arch):
+        network, z = tiny(arch), noisy()
+        out = network(z, 1.0)
+        assert not torch.allclose(out, network(z, 1.1), atol=1e-4)
+        moved = z.clone()
+        moved[:, :, 0, 0] += 1
+        assert ((network(moved, 1.0) - out).abs().amax(dim=(0, 1)) > 1e-7).all()
+
+    @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+    def test_weights_follow_from_the_seed_and_leave_the_global_generator_alone(self, arch):
+        torch.manual_seed(5)
+        expected = torch.rand(3)
+        torch.manual_seed(5)
+        first, again, other = (tiny(arch, seed=seed) for seed in (3, 3, 4))
+        assert torch.equal(torch.rand(3), expected)
+        same = [
+            torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)
+        ]
+        assert all(same)
+        pairs = zip(first.parameters(), other.parameters(), strict=True)
+        assert any(not torch.equal(a, b) for a, b in pairs)
+
+    def test_halving_undoes_doubling_of_a_constant(self):
+        from fpmc.networks.unet import Convolution
+
+        for taps in ((1, 1), (1, 3, 3, 1)):
+            up = Convolution(1, 1, 1, resample="up", taps=taps)
+            down = Convolution(1, 1, 1, resample="down", taps=taps)
+            for layer in (up, down):
+                nn.init.ones_(layer.weight)
+            wide = up(torch.ones(1, 1, 8, 8))
+            assert wide.shape == (1, 1, 16, 16)
+            inside = down(wide)[:, :, 2:-2, 2:-2]
+            torch.testing.assert_close(inside, torch.ones_like(inside))
+
+    @pytest.mark.parametrize(
+        ("arch", "shape", "options", "message"),
+        [
+            ("unet", SHAPE, {}, "arch: got 'unet', wanted one of ddpmpp, ncsnpp, dit"),
+            ("ddpmpp", (3, 9, 9), TINY, "can be halved 1 times"),
+            ("ddpmpp", (3, 8, 4), TINY, "wanted square images"),
+            ("dit", SHAPE, {"patch": 3}, "wanted a divisor of the side"),
+            ("dit", SHAPE, {"width": 10, "heads": 3}, "wanted a multiple of 4 and of heads"),
+        ],
+    )
+    def test_what_does_not_fit_is_an_error(self, arch, shape, options, message):
+        with pytest.raises(ValueError, match=message):
+            networks.build(arch, shape, **options)
+
+
+class TestPreconditioning:
+    @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+    def test_without_noise_it_is_the_identity(self, arch):
+        z = noisy(sigma=0.5)
+        out = tiny(arch)(z, 1e-6)
+        torch.testing.assert_close(out, z, rtol=0, atol=1e-4)
+
+    def test_at_large_noise_z_passes_only_through_the_network(self):
+        network = tiny()
+        z = noisy(sigma=1e6)
+        silent = networks.Preconditioned(_Zero(), SHAPE)
+        assert silent(z, 1e6).abs().max() < 1e-5
+        assert network(z, 1e6).isfinite().all()
+
+    @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+    def test_at_large_noise_the_answer_no_longer_depends_on_z(self, arch):
+        network, direction = tiny(arch), noisy(seed=2)
+        changes = []
+        for sigma in (1.0, 1e3, 1e6):
+            z = noisy(sigma=sigma)
+            changes.append((network(z + direction, sigma) - network(z, sigma)).abs().max().item())
+        assert changes[2] < 1e-3 * changes[0]
+        assert changes[1] < 0.1 * changes[0]
+
+    def test_inputs_and_targets_have_variance_one(self):
+        generator = torch.Generator().manual_seed(0)
+        x = 0.5 * torch.randn(4, *SHAPE, generator=generator)
+        for sigma in (0.01, 0.5, 20.0):
+            seen = _Watch()
+            network = networks.Preconditioned(seen, SHAPE)
+            big = x.repeat(300, 1, 1, 1)
+            big = 0.5 * torch.randn(big.shape, generator=generator)
+            noise = torch.randn(big.shape, generator=generator)
+            z = big + sigma * noise
+            network(z, sigma)
+            assert seen.x.var().item() == pytest.approx(1, abs=0.02)
+            skip = 0.25 / (sigma**2 + 0.25)
+            gain = sigma * 0.5 / math.sqrt(sigma**2 + 0.25)
+            target = (big - skip * z) / gain
+            assert target.var().item() == pytest.approx(1, abs=0.02)
+            assert seen.condition.tolist() == pytest.approx([math.log(sigma) / 4] * len(z))
+
+    @pytest.mark.usefixtures("as_users_do")
+    def test_bad_input_is_a_clear_error(self):
+        network = tiny()
+        with pytest.raises(ValueError, match=r"z: got shape \(2, 3, 4, 4\), wanted"):
+            network(torch.zeros(2, 3, 4, 4), 1.0)
+        with pytest.raises(ValueError, match="sigma: got 0"):
+            network(torch.zeros(2, *SHAPE), 0)
+        with pytest.raises(TypeError, match="z: got ndarray"):
+            network(np.zeros((2, *SHAPE)), 1.0)
+
+
+class _Zero(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, condition):
+        return torch.zeros_like(x)
+
+
+class _Watch(_Zero):
+    def forward(self, x, condition):
+        self.x, self.condition = x, condition
+        return torch.zeros_like(x)
+
+
+class TestFiles:
+    @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+    def test_a_network_survives_saving_bit_for_bit(self, arch, tmp_path):
+        network, path = tiny(arch), tmp_path / "network.safetensors"
+        networks.save(network, path, {"data": "digits"}, dtype=torch.float32)
+        back = networks.load(path)
+        assert torch.equal(back(noisy(), 0.3), network(noisy(), 0.3))
+        assert networks.card(path) == {"data": "digits"}
+        assert not any(parameter.requires_grad for parameter in back.parameters())
+
+    def test_half_precision_halves_the_file_and_keeps_the_frequencies(self, tmp_path):
+        network = tiny("ncsnpp")
+        for dtype in (torch.float16, torch.float32):
+            networks.save(network, tmp_path / f"{dtype}.safetensors", dtype=dtype)
+        half, whole = (
+            (tmp_path / f"{dtype}.safetensors") for dtype in (torch.float16, torch.float32)
+        )
+        assert half.stat().st_size < 0.65 * whole.stat().st_size
+        kept = networks.load(half).model.map_noise.freqs
+        assert torch.equal(kept, network.model.map_noise.freqs)
+
+    def test_a_file_cut_short_anywhere_is_an_error(self, tmp_path):
+        path = tmp_path / "network.safetensors"
+        networks.save(tiny(), path)
+        data = path.read_bytes()
+        for length in (0, 4, 100, len(data) // 2, len(data) - 1):
+            path.write_bytes(data[:length])
+            with pytest.raises(ValueError, match=r"network\.safetensors: not a whole"):
+                networks.load(path)
+
+    def test_a_foreign_file_is_an_error(self, tmp_path):
+        from safetensors.torch import save_file
+
+        path = tmp_path / "foreign.safetensors"
+        save_file({"weight": torch.zeros(3)}, path)
+        with pytest.raises(ValueError, match="but not one of a network of fpmc"):
+            networks.load(path)
+
+    def test_weights_that_do_not_fit_are_an_error(self, tmp_path):
+        path = tmp_path / "network.safetensors"
+        networks.save(tiny(), path)
+        data = path.read_bytes()
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + length])
+        changed = json.loads(header["__metadata__"]["architecture"])
+        changed["options"]["channels"] = 16
+        header["__metadata__"]["architecture"] = json.dumps(changed)
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+        with pytest.raises(ValueError, match="do not fit its architecture"):
+            networks.load(path)
+
+    def test_a_failed_save_leaves_the_old_file(self, tmp_path):
+        network, path = tiny(), tmp_path / "network.safetensors"
+        networks.save(network, path)
+        before = path.read_bytes()
+        next(network.parameters()).data.fill_(torch.inf)
+        with pytest.raises(ValueError, match="is not finite"):
+            networks.save(network, path)
+        assert path.read_bytes() == before
+        assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+    def test_a_network_that_was_not_built_cannot_be_saved(self, tmp_path):
+        with pytest.raises(ValueError, match=r"fpmc\.networks\.build"):
+            networks.save(networks.Preconditioned(_Zero(), SHAPE), tmp_path / "n.safetensors")
+
+    @pytest.mark.parametrize(
+        ("network", "error", "message"),
+        [
+            ("nothing", ValueError, "wanted one of digits/ddpmpp"),
+            ("missing.safetensors", FileNotFoundError, "no such file"),
+            ("missing.pkl", FileNotFoundError, "no such file"),
+            (3, TypeError, "network: got int"),
+        ],
+    )
+    @pytest.mark.usefixtures("as_users_do")
+    def test_what_is_not_there_is_an_error(self, network, error, message):
+        with pytest.raises(error, match=message):
+            networks.load(network)
+
+
+class TestShipped:
+    @pytest.mark.parametrize("name", networks.SHIPPED)
+    def test_shipped_networks_load_and_say_where_from(self, name):
+        network, card = networks.load(name), networks.card(name)
+        data, _, arch = name.partition("/")
+        assert card["data"] == data
+        assert card["arch"] == arch.removesuffix("-1")
+        assert card["seed"] == int(arch.endswith("-1"))
+        assert card["parameters"] == network.size
+        assert card["command"].startswith("python -m fpmc.networks.train --data")
+        assert card["images"] == card["loss"][-1]["images"]
+        assert network(noisy(network.shape), 1.0).isfinite().all()
+
+    def test_shipped_networks_have_the_promised_sizes(self):
+        sizes = {name: networks.load(name).size / 1e6 for name in networks.SHIPPED}
+        assert all(size < 1 for name, size in sizes.items() if name.startswith("digits"))
+        assert all(1 <= size <= 3 for name, size in sizes.items() if name.startswith("photos"))
+
+
+def served(tmp_path, name="network.safetensors"):
+    """A local HTTP server for a folder, and the address of a file in it."""
+    import functools
+    import http.server
+    import threading
+
+    quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    handler = functools.partial(quiet, directory=tmp_path)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"http://127.0.0.1:{server.server_port}/{name}"
+
+
+class TestDownloads:
+    def test_a_download_is_kept_and_must_stay_the_same(self, tmp_path):
+        (tmp_path / "site").mkdir()
+        network, file = tiny(), tmp_path / "site" / "network.safetensors"
+        networks.save(network, file, dtype=torch.float32)
+        server, address = served(tmp_path / "site")
+        try:
+            cache = tmp_path / "cache"
+            fetched = networks.load(address, cache=cache)
+            assert torch.equal(fetched(noisy(), 1.0), network(noisy(), 1.0))
+            networks.save(tiny(seed=1), file, dtype=torch.float32)
+            kept = networks.load(address, cache=cache)
+            assert torch.equal(kept(noisy(), 1.0), network(noisy(), 1.0))
+            (cache / "network.safetensors").unlink()
+            with pytest.raises(ValueError, match=r"could not be fetched.*hash"):
+                networks.load(address, cache=cache)
+            assert not (cache / "network.safetensors").exists()
+        finally:
+            server.shutdown()
+
+    def test_a_given_hash_is_checked(self, tmp_path):
+        networks.save(tiny(), tmp_path / "network.safetensors")
+        server, address = served(tmp_path)
+        try:
+            with pytest.raises(ValueError, match=r"could not be fetched.*hash"):
+                networks.load(address, cache=tmp_path / "cache", sha256="0" * 64)
+        finally:
+            server.shutdown()
+
+    def test_an_address_that_does_not_answer_is_an_error(self, tmp_path):
+        with pytest.raises(ValueError, match="could not be fetched"):
+            networks.load("http://127.0.0.1:9/network.pkl", cache=tmp_path)

@@ -1,0 +1,199 @@
+"""Gradient-sensitivity maps: their definition, their bookkeeping, the squares that hold them."""
+
+import numpy as np
+import pytest
+import torch
+
+from fpmc import networks, sensitivity
+from fpmc.diffusion import add_noise, edm_sigmas
+from fpmc.sensitivity import gradients
+from fpmc.sensitivity.__main__ import main
+from tests.test_networks import tiny
+
+SHAPE = (2, 4, 4)
+D, K = 32, 16
+
+
+def images(n=3, shape=SHAPE, seed=0):
+    return 2 * torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def linear(seed=0):
+    """A denoiser whose Jacobian is known: the same matrix everywhere."""
+    matrix = torch.randn(D, D, generator=torch.Generator().manual_seed(seed))
+
+    def denoiser(z, sigma):
+        return (z.flatten(1) @ matrix.T).reshape(z.shape)
+
+    expected = matrix.abs().reshape(2, K, 2, 4, 4).mean((0, 2))
+    return denoiser, expected / expected.sum((1, 2), keepdim=True)
+
+
+def test_of_a_linear_denoiser_they_are_its_matrix():
+    denoiser, expected = linear()
+    for sigma in (0.1, 3.0):
+        found = sensitivity.maps(denoiser, sigma, images())
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+def test_they_are_the_mean_absolute_finite_differences(arch):
+    network, x, sigma, h = tiny(arch, (3, 8, 8)).double(), images(2, (3, 8, 8)), 0.7, 1e-5
+    z = add_noise(x, sigma, 5).double()
+    steps = h * torch.eye(192, dtype=torch.float64).reshape(192, 1, 3, 8, 8)
+    change = torch.stack([network(z + step, sigma) - network(z - step, sigma) for step in steps])
+    jacobian = (change / (2 * h)).abs().reshape(3, 64, 2, 3, 64)  # b, u, image, a, k
+    expected = jacobian.mean((0, 2, 3)).T.reshape(64, 8, 8)
+    expected = expected / expected.sum((1, 2), keepdim=True)
+    found = sensitivity.maps(network, sigma, x, seed=5)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_they_do_not_depend_on_the_budget_or_on_how_pixels_are_stored():
+    network = tiny(shape=(1, 8, 8))
+    pixels = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    whole = sensitivity.maps(network, 0.5, pixels)
+    for budget in (1, 2**20, 2**24):
+        part = sensitivity.maps(network, 0.5, pixels / 127.5 - 1, budget=budget)
+        torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-7)
+
+
+def test_they_sum_to_one_and_follow_from_the_seed():
+    network = tiny(shape=(1, 8, 8))
+    x = images(2, (1, 8, 8))
+    first, again, other = (sensitivity.maps(network, 1.0, x, seed=s) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    torch.testing.assert_close(first.sum((1, 2)), torch.ones(64))
+
+
+def test_no_weights_are_differentiated_and_none_keep_a_gradient():
+    network = tiny(shape=(1, 8, 8)).requires_grad_()
+    sensitivity.maps(network, 1.0, images(1, (1, 8, 8)))
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_over_several_levels_there_is_one_set_each():
+    denoiser, expected = linear()
+    found = sensitivity.maps_over(denoiser, [2.0, 0.5], images())
+    assert list(found) == [2.0, 0.5]
+    torch.testing.assert_close(found[0.5], expected, rtol=1e-5, atol=1e-7)
+
+
+class TestCache:
+    def test_the_second_time_nothing_is_computed(self, tmp_path, monkeypatch):
+        network, x = tiny(shape=(1, 8, 8)), images(1, (1, 8, 8))
+        first = sensitivity.maps(network, 1.0, x, cache=tmp_path / "new")
+        monkeypatch.setattr(gradients, "_maps", None)
+        again = sensitivity.maps(network, 1.0, x, cache=tmp_path / "new")
+        torch.testing.assert_close(first, again, rtol=1e-6, atol=1e-9)
+
+    @pytest.mark.parametrize("what", ["weights", "sigma", "images", "seed"])
+    def test_whatever_decides_the_maps_is_part_of_the_key(self, what, tmp_path):
+        network, x = tiny(shape=(1, 8, 8)), images(1, (1, 8, 8))
+        sensitivity.maps(network, 1.0, x, cache=tmp_path)
+        other = {
+            "weights": (tiny(shape=(1, 8, 8), seed=1), 1.0, x, 0),
+            "sigma": (network, 1.1, x, 0),
+            "images": (network, 1.0, -x, 0),
+            "seed": (network, 1.0, x, 1),
+        }[what]
+        sensitivity.maps(*other[:3], seed=other[3], cache=tmp_path)
+        assert len(list(tmp_path.glob("*.npz"))) == 2
+
+    @pytest.mark.usefixtures("as_users_do")
+    def test_a_denoiser_without_weights_cannot_be_recognised(self, tmp_path):
+        with pytest.raises(TypeError, match="cache: got a denoiser of type function"):
+            sensitivity.maps(linear()[0], 1.0, images(), cache=tmp_path)
+
+
+class TestFiles:
+    def test_half_precision_keeps_maps_to_a_thousandth(self, tmp_path):
+        network = tiny(shape=(1, 8, 8))
+        maps = sensitivity.maps_over(network, [0.5, 2.0], images(1, (1, 8, 8)))
+        sensitivity.write(tmp_path / "maps.npz", maps)
+        back = sensitivity.read(tmp_path / "maps.npz")
+        assert list(back) == [0.5, 2.0]
+        for sigma, value in maps.items():
+            torch.testing.assert_close(back[sigma], value, rtol=1e-3, atol=1e-6)
+
+    def test_a_file_cut_short_or_foreign_is_an_error(self, tmp_path):
+        path = tmp_path / "maps.npz"
+        sensitivity.write(path, {1.0: linear()[1]})
+        data = path.read_bytes()
+        for length in (0, 30, len(data) - 30):
+            path.write_bytes(data[:length])
+            with pytest.raises(ValueError, match=r"maps\.npz: not a file of sensitivity maps"):
+                sensitivity.read(path)
+        np.savez(path, something=np.zeros(3))
+        with pytest.raises(ValueError, match="not a file of sensitivity maps"):
+            sensitivity.read(path)
+        with pytest.raises(FileNotFoundError):
+            sensitivity.read(tmp_path / "missing.npz")
+
+    @pytest.mark.parametrize("name", networks.SHIPPED)
+    def test_shipped_maps_are_those_of_the_sampler_s_levels(self, name):
+        maps, (_, h, w) = sensitivity.load(name), networks.load(name).shape
+        assert list(maps) == pytest.approx(edm_sigmas(18).tolist())
+        for value in maps.values():
+            assert value.shape == (h * w, h, w)
+            torch.testing.assert_close(value.sum((1, 2)), torch.ones(h * w))
+
+    def test_maps_that_are_not_shipped_are_an_error(self):
+        with pytest.raises(ValueError, match="network: got 'nothing', wanted one of digits/"):
+            sensitivity.load("nothing")
+
+
+class TestSquares:
+    def test_a_map_on_its_own_pixel_needs_one_pixel(self):
+        maps = torch.eye(16).reshape(16, 4, 4)
+        for share in (0.5, 1.0):
+            assert (sensitivity.square_sides(maps, share) == 1).all()
+
+    def test_they_are_the_smallest_squares_that_hold_the_share(self):
+        generator = torch.Generator().manual_seed(3)
+        maps = torch.rand(35, 5, 7, generator=generator)
+        maps = maps / maps.sum((1, 2), keepdim=True)
+        for share in (0.1, 0.5, 0.95):
+            for k, side in enumerate(sensitivity.square_sides(maps, share).tolist()):
+                i, j = divmod(k, 7)
+                held = []
+                for r in (side // 2 - 1, side // 2):
+                    rows = slice(max(0, i - r), max(0, i + r + 1))
+                    columns = slice(max(0, j - r), max(0, j + r + 1))
+                    held.append(maps[k, rows, columns].sum().item() if r >= 0 else 0.0)
+                assert held[0] < share <= held[1] + 1e-6
+
+    def test_all_of_a_uniform_map_needs_the_image(self):
+        maps = torch.full((16, 4, 4), 1 / 16)
+        expected = [7, 7, 7, 7, 7, 5, 5, 7, 7, 5, 5, 7, 7, 7, 7, 7]
+        assert sensitivity.square_sides(maps, 1.0).tolist() == expected
+
+    @pytest.mark.parametrize("share", [0, -1, 1.5])
+    def test_a_share_outside_is_an_error(self, share):
+        with pytest.raises(ValueError, match="share: got"):
+            sensitivity.square_sides(torch.eye(16).reshape(16, 4, 4), share)
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_bad_input_is_a_clear_error():
+    denoiser, _ = linear()
+    with pytest.raises(ValueError, match="sigma: got 0"):
+        sensitivity.maps(denoiser, 0, images())
+    with pytest.raises(TypeError, match="images: got ndarray"):
+        sensitivity.maps(denoiser, 1.0, images().numpy())
+    with pytest.raises(ValueError, match=r"images: got shape \(4, 4\)"):
+        sensitivity.maps(denoiser, 1.0, torch.zeros(4, 4))
+    with pytest.raises(ValueError, match="does not depend on z"):
+        sensitivity.maps(lambda z, sigma: 0 * z, 1.0, images())
+    with pytest.raises(ValueError, match=r"maps: got shape \(3, 4, 4\)"):
+        sensitivity.square_sides(torch.zeros(3, 4, 4), 0.5)
+
+
+def test_the_command_line_keeps_a_network_s_maps(tmp_path):
+    networks.save(tiny(shape=(1, 8, 8)), tmp_path / "network.safetensors", {"data": "digits"})
+    words = ["--network", str(tmp_path / "network.safetensors"), "--images", "1", "--steps", "2"]
+    main([*words, "--cache", str(tmp_path), "--out", str(tmp_path / "maps.npz")])
+    assert list(sensitivity.read(tmp_path / "maps.npz")) == pytest.approx([80.0, 0.002])
+    with pytest.raises(SystemExit, match="error: network: got 'nothing'"):
+        main(["--network", "nothing", "--out", str(tmp_path / "x.npz")])

@@ -1,0 +1,291 @@
+"""Training: what it minimises, that it is reproducible, and that nothing is lost when it stops."""
+
+import csv
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from fpmc import networks
+from fpmc.data import Dataset
+from fpmc.networks import train as training
+from fpmc.networks.recipes import Recipe, command
+from fpmc.networks.train import edm_loss, train
+
+OPTIONS = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.2}
+RECIPE = Recipe("toy", "ddpmpp", OPTIONS, images=80, batch=8, flips=True, seed=3)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (32, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    return Dataset("toy", images[:24], images[24:])
+
+
+def run(toy, out, recipe=RECIPE, **options):
+    options = {"precision": "float32", "progress": False, "dataset": toy, **options}
+    return train(recipe, out, **options)
+
+
+def weights(network):
+    return torch.cat([parameter.flatten() for parameter in network.parameters()])
+
+
+def state(out):
+    return torch.load(out / "state.pt", weights_only=True)
+
+
+class TestLoss:
+    def test_it_is_the_weighted_squared_error_of_the_denoiser(self):
+        network = networks.build("ddpmpp", (1, 8, 8), **OPTIONS).eval()
+        generator = torch.Generator().manual_seed(1)
+        x, noise = torch.randn(2, 3, 1, 8, 8, generator=generator)
+        sigmas = [0.02, 0.7, 9.0]
+        expected = 0.0
+        for image, eps, sigma in zip(x, noise, sigmas, strict=True):
+            out = network((image + sigma * eps)[None], sigma)[0]
+            weight = (sigma**2 + 0.5**2) / (sigma * 0.5) ** 2
+            expected += weight * (out - image).square().mean().item() / 3
+        loss = edm_loss(network, x, torch.tensor(sigmas), noise)
+        assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+    def test_at_the_start_every_noise_level_weighs_the_same(self):
+        class Silent(nn.Module):
+            def forward(self, x, condition):
+                return torch.zeros_like(x)
+
+        network = networks.Preconditioned(Silent(), (1, 8, 8))
+        generator = torch.Generator().manual_seed(2)
+        x = 0.5 * torch.randn(4000, 1, 8, 8, generator=generator)
+        noise = torch.randn(x.shape, generator=generator)
+        for sigma in (0.01, 0.5, 30.0):
+            loss = edm_loss(network, x, torch.full((4000,), sigma), noise)
+            assert loss.item() == pytest.approx(1, abs=0.02)
+
+
+class TestReproducible:
+    def test_the_same_recipe_gives_the_same_network_and_another_seed_another(self, toy, tmp_path):
+        first, again = run(toy, tmp_path / "a"), run(toy, tmp_path / "b")
+        other = run(toy, tmp_path / "c", replace(RECIPE, seed=4))
+        assert torch.equal(weights(first), weights(again))
+        assert not torch.equal(weights(first), weights(other))
+
+    def test_training_leaves_the_global_generator_alone(self, toy, tmp_path):
+        torch.manual_seed(5)
+        expected = torch.rand(3)
+        torch.manual_seed(5)
+        run(toy, tmp_path)
+        assert torch.equal(torch.rand(3), expected)
+
+    def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(self, toy, tmp_path):
+        order = [part.position(i) for part in [self.plan(toy, tmp_path)] for i in range(72)]
+        epochs = [order[:24], order[24:48], order[48:]]
+        assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
+        assert epochs[0] != epochs[1] != epochs[2]
+
+    def test_flips_mirror_half_of_the_images_and_only_if_wanted(self, toy, tmp_path):
+        kept = 0
+        for step in range(20):
+            still = self.plan(toy, tmp_path, replace(RECIPE, flips=False)).batch(step)[0]
+            turned = self.plan(toy, tmp_path).batch(step)[0]
+            same = (still == turned).flatten(1).all(1)
+            assert torch.equal(turned[~same], still[~same].flip(3))
+            kept += same.sum().item()
+        assert 50 <= kept <= 110
+
+    def test_noise_levels_are_log_normal(self, toy, tmp_path):
+        plan = self.plan(toy, tmp_path, replace(RECIPE, batch=20_000))
+        logs = plan.batch(0)[1].log()
+        assert logs.mean().item() == pytest.approx(-1.2, abs=0.03)
+        assert logs.std().item() == pytest.approx(1.2, abs=0.03)
+
+    def test_the_average_follows_the_weights_with_the_stated_half_life(self, toy, tmp_path):
+        plan = self.plan(toy, tmp_path)
+        expected = weights(plan.average).clone()
+        for step in range(1, 6):
+            plan.advance()
+            keep = 0.5 ** (1 / (0.05 * step))
+            expected = keep * expected + (1 - keep) * weights(plan.network)
+        torch.testing.assert_close(weights(plan.average), expected, rtol=1e-6, atol=1e-7)
+
+    def plan(self, toy, out, recipe=RECIPE):
+        device = torch.device("cpu")
+        return training._Run(recipe, out, toy, None, device, "float32", 0, 1)
+
+
+class TestResume:
+    @pytest.mark.parametrize("steps", [1, 5, 9])
+    def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_that_was_not(
+        self, steps, toy, tmp_path, monkeypatch
+    ):
+        whole = run(toy, tmp_path / "whole")
+        advance, count = training._Run.advance, iter(range(steps))
+
+        def stop(self):
+            if next(count, None) is None:
+                raise KeyboardInterrupt
+            advance(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training._Run, "advance", stop)
+            with pytest.raises(KeyboardInterrupt):
+                run(toy, tmp_path / "stopped", save_minutes=0)
+        assert state(tmp_path / "stopped")["step"] == steps
+        resumed = run(toy, tmp_path / "stopped")
+        assert torch.equal(weights(resumed), weights(whole))
+        a, b = state(tmp_path / "whole"), state(tmp_path / "stopped")
+        for part in ("network", "average"):
+            assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+        moments = zip(
+            a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True
+        )
+        assert all(torch.equal(x["exp_avg_sq"], y["exp_avg_sq"]) for x, y in moments)
+        losses = [[row["loss"] for row in part["rows"]] for part in (a, b)]
+        assert losses[0] == losses[1]
+
+    def test_a_run_that_was_killed_loses_only_what_it_had_not_saved(self, tmp_path):
+        out = tmp_path / "run"
+        recipe = Recipe("digits", "ddpmpp", {**OPTIONS, "multipliers": [1]}, 4_000, batch=16)
+        words = [sys.executable, *shlex.split(command(recipe))[1:], "--out", str(out)]
+        words += ["--precision", "float32", "--save-minutes", "0"]
+        process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (out / "network.safetensors").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        saved = state(out)["step"]
+        assert 0 < saved < 250
+        networks.load(out / "network.safetensors")
+        recipe = replace(recipe, images=16 * (saved + 2))
+        train(recipe, out, precision="float32", progress=False)
+        assert state(out)["step"] == saved + 2
+
+    def test_a_finished_run_can_go_on_with_a_larger_budget(self, toy, tmp_path):
+        run(toy, tmp_path)
+        run(toy, tmp_path, replace(RECIPE, images=160))
+        assert networks.card(tmp_path / "network.safetensors")["images"] == 160
+
+    def test_another_recipe_s_run_is_not_overwritten(self, toy, tmp_path):
+        run(toy, tmp_path)
+        before = (tmp_path / "state.pt").read_bytes()
+        with pytest.raises(ValueError, match=r"state\.pt: holds a run of .*seed=3.*wanted"):
+            run(toy, tmp_path, replace(RECIPE, seed=9))
+        assert (tmp_path / "state.pt").read_bytes() == before
+
+    @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+    def test_a_state_cut_short_is_an_error(self, keep, toy, tmp_path):
+        run(toy, tmp_path)
+        data = (tmp_path / "state.pt").read_bytes()
+        length = int(keep * len(data)) if keep < 1 else keep
+        (tmp_path / "state.pt").write_bytes(data[:length])
+        with pytest.raises(ValueError, match=r"state\.pt: .*Name another folder"):
+            run(toy, tmp_path)
+
+
+class TestOutcome:
+    def test_the_loss_falls_and_the_files_say_what_was_done(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(training, "LOG_EVERY", 500)
+        shade = torch.linspace(0, 255, 64).to(torch.uint8).reshape(1, 1, 8, 8)
+        data = Dataset("shade", shade.repeat(24, 1, 1, 1), shade)
+        recipe = replace(
+            RECIPE, images=2_000, batch=32, rate=5e-3, options=OPTIONS | {"dropout": 0.0}
+        )
+        network = run(data, tmp_path, recipe)
+        with (tmp_path / "loss.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [int(row["images"]) for row in rows] == [512, 1024, 1504, 2016]
+        assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
+        assert float(rows[-1]["held_out"]) < 0.5 * float(rows[0]["held_out"])
+        card = networks.card(tmp_path / "network.safetensors")
+        assert card["images"] == 2_016
+        assert card["data"] == "toy"
+        assert card["seed"] == 3
+        assert card["train_images"] == 24
+        assert card["loss"][-1]["loss"] == float(rows[-1]["loss"])
+        assert not network.training
+
+    def test_the_card_s_command_makes_the_same_recipe(self, monkeypatch, tmp_path):
+        seen = {}
+        monkeypatch.setattr(training, "train", lambda recipe, out, **_: seen.update(recipe=recipe))
+        for recipe in (RECIPE, replace(RECIPE, images=0, minutes=2.5, flips=False)):
+            words = shlex.split(command(recipe))
+            training.main(words[3:])
+            assert seen["recipe"] == recipe
+
+    def test_a_budget_in_minutes_is_kept(self, toy, tmp_path):
+        start = time.monotonic()
+        run(toy, tmp_path, replace(RECIPE, images=0, minutes=0.02))
+        assert time.monotonic() - start < 20
+        assert state(tmp_path)["seconds"] >= 1.2
+
+    def test_bf16_trains(self, toy, tmp_path):
+        network = run(toy, tmp_path, precision="bf16")
+        assert weights(network).dtype == torch.float32
+        assert networks.card(tmp_path / "network.safetensors")["precision"] == "bf16"
+
+    def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(self, toy, tmp_path):
+        run(toy, tmp_path)
+        before = (tmp_path / "network.safetensors").read_bytes()
+        run_state = state(tmp_path)
+        first = next(iter(run_state["network"]))
+        run_state["network"][first].fill_(torch.nan)
+        torch.save(run_state | {"pending": [torch.tensor(torch.nan)]}, tmp_path / "state.pt")
+        with pytest.raises(FloatingPointError, match="try a lower rate"):
+            run(toy, tmp_path, replace(RECIPE, images=88))
+        assert (tmp_path / "network.safetensors").read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"images": 0}, "got no budget"),
+            ({"batch": 0}, "batch: got 0, wanted at least 1"),
+        ],
+    )
+    def test_a_recipe_that_cannot_run_is_an_error(self, changes, message, toy, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            run(toy, tmp_path, replace(RECIPE, **changes))
+
+    def test_the_command_line_says_what_is_wrong(self, tmp_path):
+        out = ["--out", str(tmp_path)]
+        with pytest.raises(SystemExit, match="error: name: got 'nothing'"):
+            training.main(["--data", "nothing", "--arch", "ddpmpp", *out])
+        with pytest.raises(SystemExit, match="error: width: got 5"):
+            training.main(
+                ["--data", "digits", "--arch", "dit", "--options", '{"patch": 2, "width": 5}', *out]
+            )
+
+
+def test_processes_share_the_batch_and_agree_with_one(toy, tmp_path):
+    """Two processes on the CPU, each with half of every batch, take the steps of one."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from fpmc.networks.recipes import Recipe\n"
+        "from fpmc.networks.train import train\n"
+        "options = {'channels': 8, 'multipliers': [1, 2], 'blocks': 1, 'attention': [4]}\n"
+        "recipe = Recipe('digits', 'ddpmpp', options | {'dropout': 0.0}, images=48, batch=8)\n"
+        "train(recipe, sys.argv[1], precision='float32', progress=False)\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone = [sys.executable, str(script), str(tmp_path / "one")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run(alone, check=True, env=environment)
+    together = subprocess.run(
+        [*launcher, str(script), str(tmp_path / "two")],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert together.returncode == 0, together.stderr
+    one, two = (state(tmp_path / name)["network"] for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
