@@ -259,3 +259,12 @@ def test_memory_is_what_the_plan_says(kind):
             FPMC(*operators, source, budget=2**22)(z, 1.0)
         assert plan.memory / 3 < memory.peak <= plan.memory + z.nbytes
         assert plan.memory <= 2**22
+
+
+def test_the_expected_time_follows_from_the_machine_s_measured_peaks():
+    source = Source(torch.zeros(20, 1, 8, 8, dtype=torch.uint8))
+    peaks = engine.measure_peaks("cpu")
+    for b in (1, 16):
+        plan = engine.plan(Box((8, 8), 3, "clip"), Identity((8, 8)), source, b)
+        expected = max(plan.flops / peaks.flops, plan.bytes / peaks.bytes)
+        assert plan.seconds(peaks) == pytest.approx(expected)

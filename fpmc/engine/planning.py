@@ -173,12 +173,13 @@ def denoise(
 
 
 @lru_cache(maxsize=4)
-def measure_peaks(device: torch.device) -> Peaks:
+def measure_peaks(device: str | torch.device = "cpu") -> Peaks:
     """Time a float64 matrix product and a copy, the best of three each, with the threads there are.
 
     Args:
         device: Where.
     """
+    device = torch.device(device)
     a = torch.ones(1536, 1536, dtype=torch.float64, device=device)
     long = torch.ones(2**23, dtype=torch.float64, device=device)
     product, copy = torch.empty_like(a), torch.empty_like(long)
