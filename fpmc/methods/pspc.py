@@ -32,10 +32,9 @@ def pspc_square(
 
     Args:
         source: S.
-        patch_sizes: p, from 1 to the image's shorter side: a number, a {sigma: p} mapping (the
-            nearest sigma on a logarithmic scale wins), or a published schedule's name, "cifar10",
-            "ffhq64" or "afhqv2-64", which scales with the side of the image as
-            :func:`fpmc.methods.schedules.patch_schedule` says.
+        patch_sizes: p, from 1 to the image's shorter side: a number, a {sigma: p} mapping, or a
+            schedule's name, published ("cifar10", ...) or found ("digits", "photos"): see
+            :func:`fpmc.methods.schedules.patch_schedule`.
         budget: Bytes of working memory, see :class:`fpmc.FPMC`.
 
     Raises:

@@ -23,10 +23,7 @@ def ls(
 
     Args:
         source: S.
-        patch_sizes: p, from 1 to the image's shorter side: a number, a {sigma: p} mapping (the
-            nearest sigma on a logarithmic scale wins), or a published schedule's name, "cifar10",
-            "ffhq64" or "afhqv2-64", which scales with the side of the image as
-            :func:`fpmc.methods.schedules.patch_schedule` says.
+        patch_sizes: p(σ), as for :func:`fpmc.methods.pspc_square`.
         budget: Bytes of working memory, see :class:`fpmc.FPMC`.
 
     Raises:
@@ -52,8 +49,8 @@ def els(
     sees the squares at every place where they fit, one at a vertical border those of its column,
     one at a horizontal border those of its row, and one in a corner those of its own place.
 
-    For a noisy image and a source image it takes about (m m')² (c p² multiplications and one
-    exponential), where m = h − p + 1 and m' = w − p + 1: the most at p near a third of the side.
+    For a noisy image and a source image it needs about (m m')² (c p² multiplications and one
+    exponential), where m = h − p + 1 and m' = w − p + 1. Those are counts, not times.
 
     Args:
         source: S.
