@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from fpmc.storage import whole
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -48,16 +50,14 @@ def provenance() -> dict[str, object]:
 
 
 def write(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Write rows, each with the provenance, to a CSV file: beside it first, then under its name."""
+    """Write rows, each with the provenance, to a CSV file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     where = provenance()
     rows = [{**{key: _text(value) for key, value in row.items()}, **where} for row in rows]
-    beside = path.with_suffix(".part")
-    with open(beside, "w", newline="") as file:
+    with whole(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    beside.rename(path)
 
 
 def show(rows: Sequence[dict[str, object]]) -> None:
