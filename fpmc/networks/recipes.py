@@ -52,7 +52,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def recipe(data: str, arch: str, **changes: Any) -> Recipe:
-    """The recipe of the shipped network for this dataset, with changes.
+    """The recipe of the shipped DDPM++ for this dataset, or its like for DiT, with changes.
+
+    What another shipped network was trained with, its budget above all, is on its card.
 
     Args:
         data: Name or path of a dataset; for one without a recipe, that of ``cifar10`` is taken.
