@@ -22,6 +22,9 @@ SHIPPED = (
 )
 """The networks that come with the package: dataset/architecture, and -seed if it is not 0."""
 
+FOLDER = Path(str(resources.files("fpmc.networks"))) / "shipped"
+"""Where they are, each with its sensitivity maps beside it."""
+
 LABELS = {"ddpmpp": "DDPM++", "ncsnpp": "NCSN++", "dit": "DiT"}
 
 ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
@@ -92,7 +95,7 @@ def _path(network: str | os.PathLike, cache: str | os.PathLike | None, sha256: s
         raise TypeError(f"network: got {type(network).__name__}, wanted a name or a path")
     name = os.fspath(network)
     if name in SHIPPED:
-        return Path(str(resources.files("fpmc.networks"))) / "shipped" / f"{name}.safetensors"
+        return FOLDER / f"{name}.safetensors"
     if name in OFFICIAL:
         name = f"{ADDRESS}{name}.pkl"
     if name.startswith(("https://", "http://")):

@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.networks.loading import FOLDER
 from fpmc.storage import whole
 
 __all__ = ["load", "read", "write"]
@@ -24,11 +23,10 @@ def load(network: str) -> dict[float, Float[Tensor, "k h w"]]:
     Raises:
         ValueError: If no maps are shipped for it.
     """
-    folder = Path(str(resources.files("fpmc.networks"))) / "shipped"
-    names = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.glob("*/*.npz"))
+    names = sorted(str(p.relative_to(FOLDER).with_suffix("")) for p in FOLDER.glob("*/*.npz"))
     if network not in names:
         raise ValueError(f"network: got {network!r}, wanted one of {', '.join(names)}")
-    return read(folder / f"{network}.npz")
+    return read(FOLDER / f"{network}.npz")
 
 
 def write(
