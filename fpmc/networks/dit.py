@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpmc.networks.embedding import PositionalEmbedding
+from fpmc.networks.layers import linear
 
 __all__ = ["DiT"]
 
@@ -21,13 +22,6 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def _zero_linear(features_in: int, features_out: int) -> nn.Linear:
     layer = nn.Linear(features_in, features_out)
     nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _linear(features_in: int, features_out: int) -> nn.Linear:
-    layer = nn.Linear(features_in, features_out)
-    nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 
@@ -49,8 +43,8 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.norm1, self.norm2 = _norm(width), _norm(width)
-        self.qkv, self.proj = _linear(width, 3 * width), _linear(width, width)
-        self.fc1, self.fc2 = _linear(width, 4 * width), _linear(4 * width, width)
+        self.qkv, self.proj = linear(width, 3 * width), linear(width, width)
+        self.fc1, self.fc2 = linear(width, 4 * width), linear(4 * width, width)
         self.modulation = _zero_linear(width, 6 * width)
 
     def forward(
@@ -102,8 +96,8 @@ class DiT(nn.Module):
             raise ValueError(f"width: got {width}, wanted a multiple of 4 and of heads = {heads}")
         self.patch = patch
         self.map_noise = PositionalEmbedding(width)
-        self.map_layer0, self.map_layer1 = _linear(width, width), _linear(width, width)
-        self.embed = _linear(c * patch**2, width)
+        self.map_layer0, self.map_layer1 = linear(width, width), linear(width, width)
+        self.embed = linear(c * patch**2, width)
         self.register_buffer("positions", _positions(side // patch, width), persistent=False)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, dropout) for _ in range(depth))
         self.norm = _norm(width)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpmc.networks.embedding import FourierEmbedding, PositionalEmbedding
+from fpmc.networks.layers import linear
 
 __all__ = ["Block", "Convolution", "UNet"]
 
@@ -82,15 +83,6 @@ def group_norm(channels: int) -> nn.GroupNorm:
     most = max(1, min(32, channels // 4))
     groups = next(n for n in range(most, 0, -1) if channels % n == 0)
     return nn.GroupNorm(groups, channels, eps=1e-6)
-
-
-def linear(features_in: int, features_out: int, bias: bool = True) -> nn.Linear:
-    """A linear layer with a Xavier-uniform start and no offset."""
-    layer = nn.Linear(features_in, features_out, bias=bias)
-    nn.init.xavier_uniform_(layer.weight)
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer
 
 
 class Block(nn.Module):
