@@ -5,14 +5,17 @@
 The alternatives, in float32 PyTorch, on all threads:
 
 - loop: the patches one after the other, each a softmax over the source's crops at its place, from
-  sums of squared differences, a chunk of the source at a time. The positions are alike, so that a
-  sample of them is timed and scaled up.
+  sums of squared differences, a chunk of the source at a time. A sample of the positions, spread
+  evenly, is timed and scaled up.
 - products: the same loop, with the distances expanded into a matrix product. Less exact.
 - one line: the broadcast difference to all source images, summed over windows by pooling, a
   softmax, and the weighted sum; whole maps for all pairs of images in memory.
 
-With --out, the table also holds the achieved operations a second, as the plan counts them, and the
-bytes of the source read a second, against the machine's own peaks, measured in the same run.
+- KeOps, where pykeops is installed: the optimal denoiser as a lazy softmax reduction.
+
+Beside them: going back, as a multiple of the answer's time; the float32 mode, where there is one,
+and its error; and the operations and bytes that the plan counts, against the peaks of the machine,
+measured in the same run.
 """
 
 import argparse
@@ -32,25 +35,32 @@ CHUNK = 1_000
 SAMPLE = 6
 
 
-def loop(z, x, sigma, queries, products):
-    """Seconds of the loop over patches, from a sample of its positions."""
-    p, width = queries.p, queries.grid[1]
-    clipped = queries.border == "clip"
-    before = p // 2 if clipped else 0
+def loop(z, x, sigma, queries, responses, products):
+    """Seconds of the loop over estimators, from a sample of them."""
+    one_hot, flat_z, flat_x = isinstance(responses, Identity), z.flatten(2), x.flatten(2)
     places = torch.linspace(0, queries.k - 1, SAMPLE + 2).long()[1:-1].tolist()
+    masks = queries.dense(torch.bool) if isinstance(queries, Dense) else None
+    p, width = getattr(queries, "p", 0), getattr(queries, "grid", (0, 0))[1]
+    before = p // 2 if one_hot else 0
 
     def work():
-        answer = torch.zeros_like(z)
-        for i, j in (divmod(place, width) for place in places):
-            rows = slice(max(i - before, 0), i - before + p)
-            columns = slice(max(j - before, 0), j - before + p)
-            patch, patches = z[..., rows, columns].flatten(1), x[..., rows, columns].flatten(1)
+        answer = torch.zeros_like(flat_z)
+        for k in places:
+            if masks is None:  # views
+                i, j = divmod(k, width)
+                window = (..., slice(max(i - before, 0), i - before + p),
+                          slice(max(j - before, 0), j - before + p))  # fmt: skip
+                patch, patches = z[window].flatten(1), x[window].flatten(1)
+            else:  # copies
+                window = (..., masks[k].flatten().nonzero()[:, 0])
+                patch, patches = flat_z[window].flatten(1), flat_x[window].flatten(1)
             parts = [distances(patch, part, products) for part in patches.split(CHUNK)]
             weights = torch.softmax(torch.cat(parts, 1).mul_(-0.5 / sigma**2), 1)
-            if clipped:
-                answer[..., i, j] = weights @ x[..., i, j]
+            if one_hot:
+                answer[..., k] = weights @ flat_x[..., k]
             else:
-                answer[..., rows, columns] += (weights @ patches).view(len(z), -1, p, p)
+                target = answer.view_as(z) if masks is None else answer
+                target[window] += (weights @ patches).view(target[window].shape)
 
     return fastest(work, 1, warm=False) * queries.k / SAMPLE
 
@@ -92,6 +102,21 @@ def window_sums(maps, p):
     return functional.avg_pool2d(maps, p, 1, divisor_override=1)
 
 
+def keops(z, x, sigma):
+    """Seconds of KeOps's softmax reduction for the optimal denoiser; NaN without it."""
+    try:
+        from pykeops.torch import LazyTensor
+    except ImportError:
+        return math.nan
+    x, flat = x.flatten(1).contiguous(), z.flatten(1).contiguous()
+
+    def work():
+        squares = ((LazyTensor(flat[:, None]) - LazyTensor(x[None])) ** 2).sum(-1)
+        return (squares * (-0.5 / sigma**2)).sumsoftmaxweight(LazyTensor(x[None]), axis=1)
+
+    return fastest(work, 1)
+
+
 def discs(side, share):
     """Masks of zeros and ones, a row per pixel: the share of pixels nearest to it."""
     places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
@@ -102,46 +127,65 @@ def discs(side, share):
 def measure(name, queries, responses, source, z, sigma, repeats):
     """A row of the table."""
     x, plan = to_float(source.images), engine.plan(queries, responses, source, len(z))
-    denoiser, square = FPMC(queries, responses, source), isinstance(queries, Box)
-    ours = fastest(lambda: denoiser(z, sigma), repeats)
-    answer = one_line(z, x, sigma, queries, responses)
-    error = ((answer - denoiser(z, sigma)).norm() / answer.norm()).item()
+    denoiser, single = FPMC(queries, responses, source), queries.k == 1
+    ours, exact = fastest(lambda: denoiser(z, sigma), repeats), denoiser(z, sigma)
     others = {
-        "loop": loop(z, x, sigma, queries, False) if square else math.nan,
-        "products": loop(z, x, sigma, queries, True) if square else math.nan,
+        "loop": math.nan if single else loop(z, x, sigma, queries, responses, False),
+        "products": math.nan if single else loop(z, x, sigma, queries, responses, True),
         "one line": fastest(lambda: one_line(z, x, sigma, queries, responses), 1),
+        "keops": keops(z, x, sigma) if single else math.nan,
     }
+    fast = denoiser.with_precision("float32") if isinstance(queries, Dense) else None
     return {
         "dataset": "photos32", "method": name, "sigma": sigma, "seed": 0, "N": len(x), "b": len(z),
         "path": plan.path, "ours": ours, **others,
         **{f"{other} / ours": seconds / ours for other, seconds in others.items()},
-        "one line's error": error, "operations/s": plan.flops / ours, "bytes/s": plan.bytes / ours,
+        "one line's error": gap(one_line(z, x, sigma, queries, responses), exact),
+        "back / ours": back(denoiser, z, sigma, repeats) / ours,
+        "float32": fastest(lambda: fast(z, sigma), repeats) if fast else math.nan,
+        "float32's error": gap(fast(z, sigma), exact) if fast else math.nan,
+        "operations": plan.flops, "operations32": plan.flops32, "bytes": plan.bytes,
     }  # fmt: skip
+
+
+def gap(answer, exact):
+    """Relative distance (L2)."""
+    return ((answer - exact).norm() / exact.norm()).item()
+
+
+def back(denoiser, z, sigma, repeats):
+    """Seconds from the gradient of an answer to that of z."""
+    leaf = z.clone().requires_grad_()
+    answer, direction = denoiser(leaf, sigma), torch.ones_like(z)
+    return fastest(lambda: torch.autograd.grad(answer, leaf, direction, retain_graph=True), repeats)
 
 
 def main():
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=10_000, help="source images")
-    parser.add_argument("--dense-n", type=int, default=1_000, help="the same, for dense operators")
+    parser.add_argument("--dense-n", type=int, default=4_000, help="the same, for dense operators")
     parser.add_argument("--b", type=int, default=8, help="noisy images")
     parser.add_argument("--sigma", type=float, nargs="+", default=[0.1, 1.0])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--method", action="append", help="measure these alone")
     parser.add_argument("--out", type=Path, help="CSV file to write")
     options = parser.parse_args()
 
     data = fpmc.data.load("photos32", n_train=max(options.n, options.dense_n), n_test=options.b)
     many, few = Source(data.train[: options.n]), Source(data.train[: options.dense_n])
     pixels, one_hot = many.shape[1:], Identity(many.shape[1:])
-    masks = discs(pixels[0], 0.1)
+    local, large = discs(pixels[0], 0.1), discs(pixels[0], 0.6)
     cases = {
         "optimal": (Ones(pixels), Ones(pixels), many),
         "PSPC-Square, p = 7": (Box(pixels, 7), Box(pixels, 7), many),
         "PSPC-Square, p = 15": (Box(pixels, 15), Box(pixels, 15), many),
         "LS, p = 7": (Box(pixels, 7, "clip"), one_hot, many),
         "LS, p = 15": (Box(pixels, 15, "clip"), one_hot, many),
-        "dense Q, one-hot R": (masks, one_hot, few),
-        "dense Q and R": (masks, masks, few),
+        "local masks, one-hot R": (local, one_hot, few),
+        "local masks, Q and R": (local, local, few),
+        "large masks, one-hot R": (large, one_hot, few),
+        "large masks, Q and R": (large, large, few),
     }
     a, long = torch.ones(1024, 1024), torch.ones(2**23)
     wide = a.double()
@@ -151,7 +195,8 @@ def main():
         "copy peak": 2 * long.nbytes / fastest(lambda: long.clone()),
     }
     rows = []
-    for name, (queries, responses, source) in cases.items():
+    for name in options.method or cases:
+        queries, responses, source = cases[name]
         for sigma in options.sigma:
             z = diffusion.add_noise(to_float(data.test), sigma, 0)
             row = measure(name, queries, responses, source, z, sigma, options.repeats)

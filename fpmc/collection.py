@@ -11,6 +11,7 @@ Source: Niedoba et al. (2026), equations (7) to (10).
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy
 
 from jaxtyping import Float
 from torch import Tensor
@@ -57,11 +58,26 @@ class FPMC:
     ):
         self.source = as_source(source)
         self.budget = None if budget is None else as_whole_number(budget, "budget", 1)
+        self.precision = "exact"
         self._queries = _by_level(queries, "queries")
         self._responses = _by_level(responses, "responses")
 
     def __repr__(self) -> str:
         return f"FPMC({self.source!r})"
+
+    def with_precision(self, precision: str) -> "FPMC":
+        """The same collection, whose calls are computed with this precision.
+
+        Args:
+            precision: "exact", as collections are made; or a faster, less exact one: see
+                :func:`fpmc.engine.denoise`. Gradients and posteriors stay exact.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        collection = copy(self)
+        collection.precision = engine.as_precision(precision)
+        return collection
 
     def operators(self, sigma: float) -> tuple[Operator, Operator]:
         """Q and R at a noise level σ > 0."""
@@ -97,7 +113,7 @@ class FPMC:
                 the budget is too small.
         """
         arguments = self._checked(z, sigma)
-        return engine.denoise(*arguments, self.source, self.budget)
+        return engine.denoise(*arguments, self.source, self.budget, self.precision)
 
     def pruned(self, z: Float[Tensor, "b c h w"], sigma: float, eps: float) -> engine.Pruned:
         """The denoised images from those source images that may matter, with a bound on the error.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fpmc.metrics import Estimate
 
-__all__ = ["images", "read", "stored"]
+__all__ = ["images", "measurements", "read", "stored"]
 
 FOLDER = Path(__file__).parents[1] / "results"
 TABLES = ("denoising", "samples", "schedules")
@@ -64,6 +64,37 @@ def images(data: str, root: str | os.PathLike | None = None) -> dict[str, Float[
             return {name: torch.from_numpy(file[name]).float() / 127.5 - 1 for name in file.files}
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(f"{path}: not a file of samples ({error})") from error
+
+
+def measurements(table: str, root: str | os.PathLike | None = None) -> list[dict[str, str | float]]:
+    """A stored table of the engine's benchmarks, a dictionary per row; what is a number is a float.
+
+    Args:
+        table: "paths", "scaling" or "pruning".
+        root: The folder ``results`` itself, if it is not beside the package.
+
+    Raises:
+        FileNotFoundError: If there is no such table; says how to measure it.
+        ValueError: If it cannot be read.
+    """
+    path = Path(root or FOLDER) / "engine" / f"{table}.csv"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such table; python benchmarks/{table}.py --out {path} measures it"
+        )
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        return [{name: _number(value) for name, value in row.items()} for row in rows]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a table of measurements ({error})") from error
+
+
+def _number(value: str) -> str | float:
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _path(data: str, name: str, root: str | os.PathLike | None) -> Path:

@@ -18,7 +18,10 @@ import numpy as np
 
 from fpmc.engine.compiled import CUTOFF, LANES, compiled, exp, larger
 
-__all__ = ["Query", "Room", "Spread", "gather", "log_sums", "mix"]
+__all__ = [
+    "Query", "Room", "Spread", "centre", "clear", "enter", "enter_weights", "gather", "load",
+    "log_sums", "mix", "slide", "start", "weigh",
+]  # fmt: skip
 
 ZERO = np.float32(0)
 FAR = 1e300
@@ -92,17 +95,17 @@ def log_sums(query, x, begin, end, peak, mass, needed, room):
     grid_h, after = peak.shape[1], len(room.ring) - 1 - query.before
     no_sums = mass[0, :0]
     for first in range(begin, end, LANES):
-        _load(x, first, room.tile)
+        load(x, first, room.tile)
         for m in range(len(query.z)):
-            _clear(room.ring, room.column)
+            clear(room.ring, room.column)
             gap = -np.inf
             for row in range(grid_h + after):
-                _enter(query.z[m], row, room)
+                enter(query.z[m], row, room)
                 i = row - after
                 if i >= 0:
-                    _start(first, len(x), query, room.totals)
-                    _slide(room.column, len(room.ring), after, room.totals)
-                    top = _centre(query.scale, peak[m, i], mass[m, i], no_sums, room)
+                    start(first, len(x), query, room.totals)
+                    slide(room.column, len(room.ring), after, room.totals)
+                    top = centre(query.scale, peak[m, i], mass[m, i], no_sums, room)
                     _gather(i, mass[m, i], no_sums, room)
                     gap = max(gap, top)
             needed[m, first // LANES] = gap > -CUTOFF
@@ -131,19 +134,19 @@ def mix(query, x, begin, end, log_norm, needed, before, total, room, spread):
             if not needed[m, first // LANES]:
                 continue
             if not loaded:
-                _load(x, first, room.tile)
+                load(x, first, room.tile)
                 loaded = True
-            _clear(room.ring, room.column)
-            _clear(spread.ring, spread.column)
+            clear(room.ring, room.column)
+            clear(spread.ring, spread.column)
             for row in range(after):
-                _enter(query.z[m], row, room)
+                enter(query.z[m], row, room)
             for row in range(total.shape[2] + before):
                 if row < grid_h:
-                    _enter(query.z[m], row + after, room)
-                    _start(first, len(x), query, room.totals)
-                    _slide(room.column, len(room.ring), after, room.totals)
-                    _weigh(query.scale, log_norm[m, row], room)
-                _enter_weights(row < grid_h, row, before, room.weights, spread)
+                    enter(query.z[m], row + after, room)
+                    start(first, len(x), query, room.totals)
+                    slide(room.column, len(room.ring), after, room.totals)
+                    weigh(query.scale, log_norm[m, row], room)
+                enter_weights(row < grid_h, row, before, room.weights, spread)
                 if row >= before:
                     _add_images(spread.column, room.tile, row - before, total[m])
 
@@ -164,21 +167,21 @@ def gather(query, x, begin, end, peak, mass, total, room):
     """
     h, after = peak.shape[1], len(room.ring) - 1 - query.before
     for first in range(begin, end, LANES):
-        _load(x, first, room.tile)
+        load(x, first, room.tile)
         for m in range(len(query.z)):
-            _clear(room.ring, room.column)
+            clear(room.ring, room.column)
             for row in range(h + after):
-                _enter(query.z[m], row, room)
+                enter(query.z[m], row, room)
                 i = row - after
                 if i >= 0:
-                    _start(first, len(x), query, room.totals)
-                    _slide(room.column, len(room.ring), after, room.totals)
-                    _centre(query.scale, peak[m, i], mass[m, i], total[m, :, i], room)
+                    start(first, len(x), query, room.totals)
+                    slide(room.column, len(room.ring), after, room.totals)
+                    centre(query.scale, peak[m, i], mass[m, i], total[m, :, i], room)
                     _gather(i, mass[m, i], total[m, :, i], room)
 
 
 @compiled
-def _load(x, first, tile):
+def load(x, first, tile):
     """Copy images into lanes; lanes beyond the last image keep what they had."""
     c, h, w, _ = tile.shape
     for channel in range(c):
@@ -189,13 +192,14 @@ def _load(x, first, tile):
 
 
 @compiled
-def _clear(ring, column):
+def clear(ring, column):
+    """No rows have entered yet."""
     ring[:] = 0
     column[:] = 0
 
 
 @compiled
-def _enter(z, row, room):
+def enter(z, row, room):
     """A row of δ enters the sums along columns, and the one p rows above leaves.
 
     Below the image the rows are zeros.
@@ -229,7 +233,7 @@ def _enter(z, row, room):
 
 
 @compiled
-def _start(first, size, query, totals):
+def start(first, size, query, totals):
     """What a row's distances start from: the source's weights; lanes without an image are far."""
     count = min(LANES, size - first)
     for n in range(count):
@@ -242,7 +246,7 @@ def _start(first, size, query, totals):
 
 
 @compiled
-def _slide(column, p, ahead, totals):
+def slide(column, p, ahead, totals):
     """Sums over p neighbouring columns, j − p + 1 to j = k + ahead; the first is added to.
 
     Lanes of neighbours lie side by side, so that one loop runs through those of all k: what it adds
@@ -288,7 +292,7 @@ def _step(sums, entering, leaving):
 
 
 @compiled
-def _centre(scale, peak, mass, sums, room):
+def centre(scale, peak, mass, sums, room):
     """Log-weights less their running maximum, which rises first, and what was summed with it.
 
     Returns how far the largest of the tile is above the maximum before it.
@@ -337,7 +341,7 @@ def _gather(i, mass, sums, room):
 
 
 @compiled
-def _weigh(scale, log_norm, room):
+def weigh(scale, log_norm, room):
     """The weights of a row of squares."""
     totals, weights = room.totals, room.weights
     for k in range(len(totals)):
@@ -350,7 +354,7 @@ def _weigh(scale, log_norm, room):
 
 
 @compiled
-def _enter_weights(inside, row, before, weights, spread):
+def enter_weights(inside, row, before, weights, spread):
     """A row of weights enters the transpose's sums along columns, and one leaves.
 
     Below the grid of squares the rows are zeros.
@@ -358,7 +362,7 @@ def _enter_weights(inside, row, before, weights, spread):
     ring, column, totals = spread.ring, spread.column, spread.totals
     totals[0] = ZERO
     if inside:
-        _slide(weights, len(ring), before, totals)
+        slide(weights, len(ring), before, totals)
     else:
         totals[:] = ZERO
     oldest = ring[row % len(ring)].reshape(-1)

@@ -18,21 +18,96 @@ stay. :func:`safe` asks that this moves no log-weight by more than a tenth of wh
 off, which is so for noisy images of that σ; an outlier among the pixels may break it.
 """
 
-from functools import reduce
+from functools import partial, reduce
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.engine import box_kernels
+from fpmc.engine import box_gradients, box_kernels
+from fpmc.engine.box_gradients import Slopes
 from fpmc.engine.box_kernels import Query, Room, Spread
 from fpmc.engine.compiled import LANES
-from fpmc.engine.parallel import Need, Sums, answer, readable, scaled, shares, side_by_side
+from fpmc.engine.differentiable import Path
+from fpmc.engine.parallel import (
+    Need,
+    Share,
+    Sums,
+    answer,
+    in_parts,
+    in_units,
+    readable,
+    scaled,
+    share,
+    shares,
+    side_by_side,
+)
+from fpmc.engine.streaming import Streaming
 from fpmc.engine.tiling import FLOAT32, FLOAT64, tolerance
 from fpmc.operators import Box, Identity, Operator
 from fpmc.source import Source
 
-__all__ = ["denoise", "fits", "need", "safe"]
+__all__ = ["Squares", "denoise", "fits", "need", "pull", "safe"]
+
+
+class Squares(Path):
+    """Squares, there and back, as many noisy images at a time as the budget allows.
+
+    Args:
+        sigma: The noise level σ > 0 of what will be asked.
+        queries: Q.
+        responses: R, where :func:`fits` holds.
+        source: S.
+        budget: Bytes of working memory, enough for :func:`denoise`; where it is not enough for
+            :func:`pull`, the streaming engine goes back.
+    """
+
+    def __init__(
+        self,
+        sigma: float,
+        queries: Box,
+        responses: Box | Identity,
+        source: Source,
+        budget: int | None = None,
+    ):
+        self.operators = {"queries": queries, "responses": responses}
+        self.sigma, self.source, self.budget = sigma, source, budget
+
+    def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        size = share(
+            need(**self.operators, source=self.source), len(z), LANES, len(self.source), self.budget
+        )
+        return in_parts(partial(denoise, **self._arguments(size.threads)), size.b, z)
+
+    def pull(
+        self,
+        z: Float[Tensor, "b c h w"],
+        x_hat: Float[Tensor, "b c h w"],
+        gradient: Float[Tensor, "b c h w"],
+        to_q: Tensor | None = None,
+        to_r: Tensor | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        size = share(
+            need(**self.operators, source=self.source, back=True),
+            len(z),
+            LANES,
+            len(self.source),
+            self.budget,
+        )
+        if size is None:
+            streaming = Streaming(
+                self.sigma, **self.operators, source=self.source, budget=self.budget
+            )
+            return streaming.pull(z, x_hat, gradient)
+        return in_parts(partial(pull, **self._arguments(size.threads)), size.b, z, x_hat, gradient)
+
+    def _share(self, z: Tensor, *, back: bool = False) -> Share | None:
+        memory = need(**self.operators, source=self.source, back=back)
+        return share(memory, len(z), LANES, len(self.source), self.budget)
+
+    def _arguments(self, threads: int) -> dict[str, object]:
+        return {"sigma": self.sigma, **self.operators, "source": self.source, "threads": threads}
 
 
 def fits(queries: Operator, responses: Operator, source: Source, device: torch.device) -> bool:
@@ -52,14 +127,19 @@ def safe(z: Float[Tensor, "b c h w"], sigma: float, p: int) -> bool:
     return error <= tolerance(sigma) / 10
 
 
-def need(queries: Box, responses: Box | Identity, source: Source) -> Need:
-    """The working memory of :func:`denoise`."""
+def need(queries: Box, responses: Box | Identity, source: Source, *, back: bool = False) -> Need:
+    """The working memory of :func:`denoise`, or of :func:`pull`."""
     c, h, w = source.shape
     d, k, grid_w = c * h * w, queries.k, queries.grid[1]
     tile = d * source.images.element_size()
     query = ((queries.p + 1) * w + grid_w) * FLOAT64 + grid_w * FLOAT32
-    spread = (responses.p + 2) * w * FLOAT32 if isinstance(responses, Box) else 0
     tiles = -(-len(source) // LANES)
+    if back:
+        spread = (queries.p + 2) * w * FLOAT32
+        slopes = ((_side(responses) + 1) * w + grid_w) * FLOAT64
+        thread = LANES * (tile + query + spread + slopes)
+        return Need(thread, (6 * d + 5 * k) * FLOAT64 + tiles, (d + 3 * k) * FLOAT64)
+    spread = (responses.p + 2) * w * FLOAT32 if isinstance(responses, Box) else 0
     return Need(
         LANES * (tile + query + spread), (4 * d + 4 * k) * FLOAT64 + tiles, (d + 2 * k) * FLOAT64
     )
@@ -90,6 +170,57 @@ def denoise(
     one_hot = isinstance(responses, Identity)
     mean = (_one_pass if one_hot else _two_passes)(query, queries, responses, source, parts)
     return answer(mean, z, source)
+
+
+@torch.no_grad()
+def pull(
+    z: Float[Tensor, "b c h w"],
+    x_hat: Float[Tensor, "b c h w"],
+    gradient: Float[Tensor, "b c h w"],
+    sigma: float,
+    queries: Box,
+    responses: Box | Identity,
+    source: Source,
+    threads: int,
+) -> Float[Tensor, "b c h w"]:
+    """The gradient with respect to z, given that with respect to the answer.
+
+    The formula is that of :mod:`fpmc.engine.passes`; s is float64, the weights are float32.
+
+    Args:
+        z: Noisy images, shape (b, c, h, w).
+        x_hat: What :func:`denoise` answered.
+        gradient: g, the gradient with respect to it.
+        sigma: The noise level σ > 0.
+        queries: Q.
+        responses: R.
+        source: S.
+        threads: How many threads share the source out.
+    """
+    z_scaled, scale, log_weights = scaled(z, sigma, source)
+    query = Query(z_scaled.numpy(), log_weights, scale, _before(queries))
+    g = (gradient.double() / responses.coverage()).contiguous().numpy()
+    parts, (b, x) = shares(len(source), threads, LANES), (len(z), source.images.detach().numpy())
+    rooms = [_room(queries, source) for _ in parts]
+    slopes = [_slopes(g, queries, responses) for _ in parts]
+    needed = torch.empty(b, -(-len(source) // LANES), dtype=torch.bool).numpy()
+
+    def first(part: tuple[int, int], sums: Sums, room: Room, slopes: Slopes) -> None:
+        box_gradients.averages(query, slopes, x, *part, *sums.arrays(), needed, room)
+
+    def second(part: tuple[int, int], total: Tensor, room: Room, slopes: Slopes) -> None:
+        arrays = (log_norm.numpy(), average.numpy(), needed, middle, total.numpy())
+        box_gradients.pull(query, slopes, x, *part, *arrays, room, _spread(queries))
+
+    sums = [Sums(b, queries.grid, (1, *queries.grid)) for _ in parts]
+    side_by_side(first, list(zip(parts, sums, rooms, slopes, strict=True)))
+    merged = reduce(Sums.merge, sums)
+    average = merged.total.squeeze(1).div_(merged.mass)
+    log_norm = merged.mass.log_().add_(merged.peak)
+    middle = in_units(x_hat, source).numpy()
+    totals = [torch.zeros(b, *source.shape, dtype=torch.float64) for _ in parts]
+    side_by_side(second, list(zip(parts, totals, rooms, slopes, strict=True)))
+    return reduce(Tensor.add_, totals).mul_(-2 * scale).to(z)
 
 
 def _one_pass(query, queries, responses, source, parts) -> Float[Tensor, "b c h w"]:
@@ -127,9 +258,13 @@ def _two_passes(query, queries, responses, source, parts) -> Float[Tensor, "b c 
     return reduce(Tensor.add_, totals).div_(responses.coverage())
 
 
-def _before(op: Box) -> int:
+def _before(op: Box | Identity) -> int:
     """Pixels of a square above and left of the pixel that stands for it."""
-    return op.p // 2 if op.border == "clip" else 0
+    return op.p // 2 if isinstance(op, Box) and op.border == "clip" else 0
+
+
+def _side(op: Box | Identity) -> int:
+    return op.p if isinstance(op, Box) else 1
 
 
 def _room(queries: Box, source: Source) -> Room:
@@ -140,7 +275,14 @@ def _room(queries: Box, source: Source) -> Room:
     return Room(tile.numpy(), *sums, torch.empty(grid_w, LANES).numpy())
 
 
-def _spread(responses: Box) -> Spread:
-    w = responses.shape[1]
-    shapes = ((responses.p, w, LANES), (w, LANES), (w, LANES))
+def _slopes(g: np.ndarray, queries: Box, responses: Box | Identity) -> Slopes:
+    w = queries.shape[1]
+    shapes = ((_side(responses), w, LANES), (w, LANES), (queries.grid[1], LANES))
+    buffers = (torch.empty(shape, dtype=torch.float64).numpy() for shape in shapes)
+    return Slopes(g, _before(responses), *buffers)
+
+
+def _spread(op: Box) -> Spread:
+    w = op.shape[1]
+    shapes = ((op.p, w, LANES), (w, LANES), (w, LANES))
     return Spread(*(torch.empty(shape).numpy() for shape in shapes))

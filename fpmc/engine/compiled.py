@@ -14,13 +14,12 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from fpmc.engine.tiling import CUTOFF
+
 __all__ = ["CUTOFF", "LANES", "compiled", "exp", "larger"]
 
 LANES = 64
 """Source images at a time."""
-
-CUTOFF = 80.0
-"""Weights below e⁻⁸⁰, 1.8e-35, of their estimator's largest are left out."""
 
 LOWEST = np.float32(-87)
 LOG2_E = np.float32(1.44269504)

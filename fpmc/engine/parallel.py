@@ -10,9 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.engine import tiling
 from fpmc.source import Source
 
-__all__ = ["Need", "Sums", "answer", "readable", "scaled", "shares", "side_by_side"]
+__all__ = [
+    "Need", "Share", "Sums", "answer", "in_parts", "in_units", "readable", "scaled", "share",
+    "shares", "side_by_side",
+]  # fmt: skip
 
 STORED = (torch.uint8, torch.float32, torch.float64)
 
@@ -31,6 +35,48 @@ class Need(NamedTuple):
     z_thread: int
 
 
+class Share(NamedTuple):
+    """What a budget buys.
+
+    Attributes:
+        b: Noisy images at a time.
+        threads: Threads.
+        memory: Bytes that they take.
+    """
+
+    b: int
+    threads: int
+    memory: int
+
+
+def share(need: Need, batch: int, lanes: int, size: int, budget: int | None) -> Share | None:
+    """As many threads as fit the budget, then noisy images; None if not even one of each fits.
+
+    Args:
+        need: What they take.
+        batch: Number of noisy images.
+        lanes: Source images of a tile, which threads cannot share.
+        size: Number of source images.
+        budget: Bytes of working memory; 1 GiB if left out.
+    """
+    limit = tiling.DEFAULT_BUDGET if budget is None else budget
+    for threads in range(min(torch.get_num_threads(), -(-size // lanes)), 0, -1):
+        once, per_z = threads * need.thread, need.z + threads * need.z_thread
+        b = min(batch, (limit - once) // per_z)
+        if b > 0:
+            return Share(b, threads, once + b * per_z)
+    return None
+
+
+def in_parts(compute: Callable[..., Tensor], b: int, *batches: Tensor) -> Tensor:
+    """The answers for b images of every batch at a time, with the shape and type of the first."""
+    answer = torch.empty_like(batches[0])
+    for start in range(0, len(answer), b):
+        part = slice(start, start + b)
+        answer[part] = compute(*(batch[part] for batch in batches))
+    return answer
+
+
 def readable(source: Source, device: torch.device) -> bool:
     """Whether compiled code can read the source: all on the CPU, stored as a type it knows."""
     on_cpu = device.type == "cpu" and source.images.device.type == "cpu"
@@ -45,10 +91,15 @@ def scaled(
     Returns:
         z, a float64 copy; −1 / 2σ²; and log S(x_n), of no length if all are equal.
     """
-    unit, shift = _units(source)
+    unit, _ = _units(source)
     log_weights = torch.empty(0) if source.log_weights is None else source.log_weights.cpu()
-    copy = z.to(torch.float64, copy=True).add_(shift).mul_(unit).contiguous()
-    return copy, -0.5 / (sigma * unit) ** 2, log_weights.double().numpy()
+    return in_units(z, source), -0.5 / (sigma * unit) ** 2, log_weights.double().numpy()
+
+
+def in_units(images: Float[Tensor, "b c h w"], source: Source) -> Float[Tensor, "b c h w"]:
+    """Images in the units that the source is stored in, a float64 copy."""
+    unit, shift = _units(source)
+    return images.detach().to(torch.float64, copy=True).add_(shift).mul_(unit).contiguous()
 
 
 def answer(mean: Float[Tensor, "b c h w"], z: Tensor, source: Source) -> Float[Tensor, "b c h w"]:

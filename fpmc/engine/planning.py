@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -24,14 +24,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_whole_number
-from fpmc.engine import boxes, streaming, tiling, whole
-from fpmc.engine.compiled import LANES
-from fpmc.engine.parallel import Need
-from fpmc.engine.tiling import FLOAT64, tile
-from fpmc.operators import Box, Dense, Ones, Operator
+from fpmc.engine import tiling
+from fpmc.engine.differentiable import differentiable
+from fpmc.engine.parallel import Share, share
+from fpmc.engine.streaming import Streaming
+from fpmc.operators import Box, Dense, Ones, Operator, Windowed
 from fpmc.source import Source
 
-__all__ = ["Peaks", "Plan", "denoise", "measure_peaks", "plan"]
+try:
+    from fpmc.engine import boxes, whole
+except ImportError:  # where numba cannot be installed, everything is streamed
+    boxes = whole = None
+
+__all__ = ["Peaks", "Plan", "as_precision", "denoise", "measure_peaks", "plan"]
+
+PRECISIONS = ("exact", "float32")
 
 FEW = 48
 """Noisy images up to which reading the source as it is stored beats matrix products."""
@@ -45,10 +52,12 @@ class Peaks(NamedTuple):
 
     Attributes:
         flops: Operations a second, of a float64 matrix product.
+        flops32: The same, of a float32 one.
         bytes: Bytes a second, of a copy, read and written.
     """
 
     flops: float
+    flops32: float
     bytes: float
 
 
@@ -63,7 +72,8 @@ class Plan:
         n: Source images at a time.
         threads: Threads.
         memory: Working memory in bytes, at most; for streaming, the budget.
-        flops: Floating-point operations of the whole call.
+        flops: Floating-point operations of the whole call in float64.
+        flops32: The same in float32.
         bytes: Bytes of the source and its copies that pass through main memory.
         device: Where.
     """
@@ -75,6 +85,7 @@ class Plan:
     threads: int
     memory: int
     flops: float
+    flops32: float
     bytes: float
     device: torch.device
 
@@ -85,7 +96,8 @@ class Plan:
             peaks: What the device can do; measured if left out, once, in less than a second.
         """
         peaks = measure_peaks(self.device) if peaks is None else peaks
-        return max(self.flops / peaks.flops, self.bytes / peaks.bytes)
+        arithmetic = self.flops / peaks.flops + self.flops32 / peaks.flops32
+        return max(arithmetic, self.bytes / peaks.bytes)
 
     def __str__(self) -> str:
         peaks = measure_peaks(self.device)
@@ -93,9 +105,10 @@ class Plan:
             f"{self.path}: {self.reason}\n"
             f"{self.b} noisy images against {self.n} source images at a time, "
             f"{self.threads} threads, at most {self.memory / 2**20:.1f} MiB\n"
-            f"{self.flops:.3g} operations, {self.bytes:.3g} bytes\n"
-            f"at least {self.seconds(peaks):.2g} s at {peaks.flops:.2g} operations and "
-            f"{peaks.bytes:.2g} bytes a second"
+            f"{self.flops:.3g} operations in float64, {self.flops32:.3g} in float32, "
+            f"{self.bytes:.3g} bytes\n"
+            f"at least {self.seconds(peaks):.2g} s at {peaks.flops:.2g} and {peaks.flops32:.2g} "
+            f"operations and {peaks.bytes:.2g} bytes a second"
         )
 
 
@@ -108,8 +121,9 @@ def plan(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     budget: int | None = None,
+    precision: str = "exact",
 ) -> Plan:
-    """Choose how to compute an answer. Nothing is computed, and nothing depends on values.
+    """Choose how to compute an answer. Nothing is computed, and nothing depends on pixels' values.
 
     (Noisy images with pixels so far out that running sums would lose digits are the exception:
     they are streamed, see :func:`fpmc.engine.boxes.safe`.)
@@ -122,30 +136,34 @@ def plan(
         dtype: Their type; float64 asks for more digits than the compiled squares give.
         device: Where they are.
         budget: Bytes of working memory, inputs and result not counted; 1 GiB if left out.
+        precision: As in :func:`denoise`.
 
     Raises:
         TypeError: If the batch or the budget is not a whole number.
-        ValueError: If the budget is too small for a single pair of images.
+        ValueError: If the budget is too small for a single pair of images, or there is no such
+            precision.
     """
     batch, device = as_whole_number(batch, "batch", 1), torch.device(device)
-    limit = tiling.DEFAULT_BUDGET if budget is None else as_whole_number(budget, "budget", 1)
-    reason = "no structure but matrices"
-    if whole.fits(queries, responses, source, device):
+    budget = None if budget is None else as_whole_number(budget, "budget", 1)
+    fast = as_precision(precision) != "exact"
+    reason = "no structure but matrices" if boxes else "numba, which compiles, is not installed"
+    if boxes and whole.fits(queries, responses, source, device):
         reason = f"the whole image, and more than {FEW} noisy images: matrix products"
         if batch <= FEW:
-            size = _share(whole.need(source), batch, 1, len(source), limit)
+            size = share(whole.need(source), batch, 1, len(source), budget)
             if size is not None:
-                return _whole(source, batch, *size)
+                return _whole(source, batch, size)
             reason = "the whole image, but the budget is too small for the compiled path"
-    elif boxes.fits(queries, responses, source, device):
+    elif boxes and boxes.fits(queries, responses, source, device):
         reason = "squares, but float64 is wanted"
         if dtype != torch.float64:
             need = boxes.need(queries, responses, source)
-            size = _share(need, batch, LANES, len(source), limit)
+            size = share(need, batch, boxes.LANES, len(source), budget)
             if size is not None:
-                return _squares(queries, responses, source, batch, *size)
+                return _squares(queries, responses, source, batch, size)
             reason = "squares, but the budget is too small for the compiled path"
-    return _streaming(queries, responses, source, batch, device, limit, reason)
+    streaming = Streaming(1.0, queries, responses, source, budget, fast=fast)
+    return _streaming(streaming, batch, torch.empty(0, dtype=dtype, device=device), reason)
 
 
 def denoise(
@@ -155,38 +173,68 @@ def denoise(
     responses: Operator,
     source: Source,
     budget: int | None = None,
+    precision: str = "exact",
 ) -> Float[Tensor, "b c h w"]:
     """The collection's answer x̂ of (10), by the path that :func:`plan` chooses.
 
-    Arguments, result, gradients and errors as in :func:`fpmc.engine.streaming.denoise`.
+    Args:
+        z: Noisy images, shape (b, c, h, w).
+        sigma: Their noise level σ > 0.
+        queries: Q, with K estimators.
+        responses: R, with the same K; every pixel needs a positive sum.
+        source: S.
+        budget: Bytes of working memory, inputs and result not counted; 1 GiB if left out.
+        precision: "exact", or the type that products of dense Q are computed in, "float32".
+
+    Returns:
+        x̂ with z's shape, type and device, differentiable in z and in the matrices of dense Q and R
+        (in reverse mode, not by ``torch.func``).
+
+    Raises:
+        ValueError: If the budget is too small for a single pair of images.
     """
-    chosen = plan(queries, responses, source, len(z), dtype=z.dtype, device=z.device, budget=budget)
-    compute = None
+    where = {"dtype": z.dtype, "device": z.device, "budget": budget, "precision": precision}
+    chosen = plan(queries, responses, source, len(z), **where)
+    path = Streaming(sigma, queries, responses, source, budget, fast=precision != "exact")
     if chosen.path == "whole image":
-        compute = partial(whole.denoise, sigma=sigma, source=source)
+        path = whole.WholeImage(sigma, source, budget)
     elif chosen.path == "squares" and boxes.safe(z, sigma, queries.p):
-        operators = {"queries": queries, "responses": responses}
-        compute = partial(boxes.denoise, sigma=sigma, source=source, **operators)
-    if compute is not None:
-        compute = partial(_in_parts, partial(compute, threads=chosen.threads), chosen.b)
-    return streaming.denoise(z, sigma, queries, responses, source, budget, compute)
+        path = boxes.Squares(sigma, queries, responses, source, budget)
+    return differentiable(z, queries, responses, path)
+
+
+def as_precision(precision: str) -> str:
+    """Return the name of a precision.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: got {precision!r}, wanted one of {', '.join(PRECISIONS)}")
+    return precision
 
 
 @lru_cache(maxsize=4)
 def measure_peaks(device: str | torch.device = "cpu") -> Peaks:
-    """Time a float64 matrix product and a copy, the best of three each, with the threads there are.
+    """Time matrix products and a copy, the best of three each, with the threads there are.
 
     Args:
         device: Where.
     """
     device = torch.device(device)
-    a = torch.ones(1536, 1536, dtype=torch.float64, device=device)
     long = torch.ones(2**23, dtype=torch.float64, device=device)
-    product, copy = torch.empty_like(a), torch.empty_like(long)
+    copy = torch.empty_like(long)
     return Peaks(
-        2 * len(a) ** 3 / _fastest(lambda: torch.mm(a, a, out=product), device),
+        *(_product_rate(dtype, device) for dtype in (torch.float64, torch.float32)),
         2 * long.nbytes / _fastest(lambda: copy.copy_(long), device),
     )
+
+
+def _product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of a matrix product."""
+    a = torch.ones(1536, 1536, dtype=dtype, device=device)
+    product = torch.empty_like(a)
+    return 2 * len(a) ** 3 / _fastest(lambda: torch.mm(a, a, out=product), device)
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
@@ -201,84 +249,69 @@ def _fastest(work: Callable[[], object], device: torch.device) -> float:
     return min(times[1:])
 
 
-def _in_parts(compute: Callable[[Tensor], Tensor], b: int, z: Tensor) -> Tensor:
-    """The answers to b noisy images at a time."""
-    answer = torch.empty_like(z)
-    for start in range(0, len(z), b):
-        answer[start : start + b] = compute(z[start : start + b])
-    return answer
-
-
-def _share(
-    need: Need, batch: int, lanes: int, size: int, limit: int
-) -> tuple[int, int, int] | None:
-    """As many threads as fit the budget, then noisy images: the latter, threads, and bytes."""
-    for threads in range(min(torch.get_num_threads(), -(-size // lanes)), 0, -1):
-        once, per_z = threads * need.thread, need.z + threads * need.z_thread
-        b = min(batch, (limit - once) // per_z)
-        if b > 0:
-            return b, threads, once + b * per_z
-    return None
-
-
-def _whole(source: Source, batch: int, b: int, threads: int, memory: int) -> Plan:
+def _whole(source: Source, batch: int, size: Share) -> Plan:
     per_pair = 5 * math.prod(source.shape) + EXP  # a difference, its square, a weighted sum
     return Plan(
         path="whole image",
         reason="each source image is read as it is stored, once for all noisy images at a time",
-        b=b,
+        b=size.b,
         n=1,
-        threads=threads,
-        memory=memory,
+        threads=size.threads,
+        memory=size.memory,
         flops=len(source) * batch * per_pair,
-        bytes=-(-batch // b) * source.images.nbytes,
+        flops32=0,
+        bytes=-(-batch // size.b) * source.images.nbytes,
         device=torch.device("cpu"),
     )
 
 
-def _squares(
-    queries: Box, responses: Operator, source: Source, batch: int, b: int, threads: int, memory: int
-) -> Plan:
+def _squares(queries: Box, responses: Operator, source: Source, batch: int, size: Share) -> Plan:
     c, h, w = source.shape
     passes = 1 if responses.partition else 2
-    per_pass = (3 * c + 1) * h * w + (EXP + 5) * queries.k  # δ and two running sums; weights
+    per_pass = (3 * c + 1) * h * w + 5 * queries.k  # δ and two running sums; log-weights
     spread = 0 if responses.partition else 4 * h * w
     return Plan(
         path="squares",
         reason=f"running sums, {_passes(passes)}",
-        b=b,
-        n=LANES,
-        threads=threads,
-        memory=memory,
-        flops=len(source) * batch * (passes * per_pass + spread + 2 * c * h * w),
-        bytes=-(-batch // b) * passes * source.images.nbytes,
+        b=size.b,
+        n=boxes.LANES,
+        threads=size.threads,
+        memory=size.memory,
+        flops=len(source) * batch * passes * per_pass,
+        flops32=len(source) * batch * (passes * EXP * queries.k + spread + 2 * c * h * w),
+        bytes=-(-batch // size.b) * passes * source.images.nbytes,
         device=torch.device("cpu"),
     )
 
 
-def _streaming(
-    queries: Operator,
-    responses: Operator,
-    source: Source,
-    batch: int,
-    device: torch.device,
-    limit: int,
-    reason: str,
-) -> Plan:
-    size = tile(batch, len(source), source.shape, (queries, responses), limit, device)
+def _streaming(streaming: Streaming, batch: int, like: Tensor, reason: str) -> Plan:
+    """What the streaming engine will do with a batch of noisy images like this one."""
+    source, numbers = streaming.source, streaming.numbers(like)
+    size = streaming.size(batch, like.device, numbers, back=False)
+    queries, responses = streaming.ready(like, numbers)
     d, passes = math.prod(source.shape), 1 if responses.partition else 2
+    applied = 1 if size.kept else passes
     differences = 0 if isinstance(queries, Ones) else 3 * d
-    per_pass = differences + _operations(queries, d) + (EXP + 4) * queries.k
+    first = applied * (differences + _operations(queries, d)) + passes * 2 * queries.k
+    second = passes * EXP * queries.k + _operations(responses, d) + 2 * d
+    is_double = [dtype == torch.float64 for dtype in numbers]
+    pairs, counts = len(source) * batch, (first, second)
+    if isinstance(queries, Windowed):
+        whole_matrix = queries.k * math.prod(queries.shape)
+        reason += f" on windows, {100 * queries.size / whole_matrix:.0f} % of the matrix"
+    if size.kept:
+        reason += "; Q is applied once, and what it gives is kept"
     return Plan(
         path="streaming",
         reason=f"{reason}; {_passes(passes)}",
         b=size.b,
         n=size.n,
         threads=torch.get_num_threads(),
-        memory=limit,
-        flops=len(source) * batch * (passes * per_pass + _operations(responses, d) + 2 * d),
-        bytes=-(-batch // size.b) * passes * len(source) * 4 * d * FLOAT64,
-        device=device,
+        memory=tiling.DEFAULT_BUDGET if streaming.budget is None else streaming.budget,
+        flops=pairs * sum(n for n, double in zip(counts, is_double, strict=True) if double),
+        flops32=pairs * sum(n for n, double in zip(counts, is_double, strict=True) if not double),
+        bytes=-(-batch // size.b) * passes * len(source) * 4 * d * numbers.log_weights.itemsize,
+        device=like.device,
     )
 
 
@@ -290,6 +323,8 @@ def _operations(op: Operator, d: int) -> int:
     """What an operator takes for one pair of images of d dimensions."""
     if isinstance(op, Dense):
         return 2 * op.matrix.numel()
+    if isinstance(op, Windowed):
+        return 2 * op.size
     if isinstance(op, Box):
         return 4 * math.prod(op.shape) * op.p.bit_length()
     return 2 * d if isinstance(op, Ones) else 0

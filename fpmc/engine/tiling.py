@@ -8,7 +8,7 @@ import torch
 from fpmc.checks import as_whole_number
 from fpmc.operators import Dense, Ones, Operator
 
-__all__ = ["DEFAULT_BUDGET", "Tile", "tile", "tolerance"]
+__all__ = ["CUTOFF", "DEFAULT_BUDGET", "Tile", "tile", "tolerance"]
 
 DEFAULT_BUDGET = 2**30
 """Working memory of one call, in bytes, unless the caller says otherwise: 1 GiB."""
@@ -16,6 +16,14 @@ DEFAULT_BUDGET = 2**30
 FLOAT32, FLOAT64 = 4, 8
 CACHE_FRIENDLY = 2**25
 FEWEST_IMAGES = 8
+SHARE_KEPT = 0.5
+"""Of the budget, what kept log-weights may take."""
+
+FEWEST_PAIRS = 128
+"""Pairs of images at a time below which products run too slowly for keeping to pay."""
+
+CUTOFF = 80.0
+"""Weights below e⁻⁸⁰, 1.8e-35, of their estimator's largest are left out."""
 
 
 def tolerance(sigma: float) -> float:
@@ -28,10 +36,18 @@ def tolerance(sigma: float) -> float:
 
 @dataclass(frozen=True)
 class Tile:
-    """b noisy images against n source images at a time."""
+    """b noisy images against n source images at a time.
+
+    Attributes:
+        b: Noisy images.
+        n: Source images.
+        kept: Whether what is found of b noisy images and the whole source is kept until the second
+            pass over it.
+    """
 
     b: int
     n: int
+    kept: bool = False
 
 
 def tile(
@@ -44,6 +60,7 @@ def tile(
     *,
     whole_images: bool = False,
     held: int = 0,
+    keep: int = 0,
 ) -> Tile:
     """Choose how many noisy images and source images a sum takes at a time.
 
@@ -61,6 +78,8 @@ def tile(
         device: Where the sum runs.
         whole_images: Whether the sum makes one image per estimator.
         held: Bytes of the budget that the caller's own arrays take.
+        keep: Bytes per estimator and pair of images that would save a product with a dense Q if
+            they were kept; 0 if nothing would.
 
     Raises:
         TypeError: If the budget is not a whole number.
@@ -81,13 +100,23 @@ def tile(
             f"budget: got {budget:,} bytes, wanted at least {once + least:,} for images of shape "
             f"{shape} and {k} estimators"
         )
+    all_kept = (keep + FLOAT64 // FEWEST_IMAGES) * k * source_size  # and each tile's peak
+    kept = keep > 0 and all_kept <= SHARE_KEPT * room and all_kept + least <= room
+    if kept:
+        batch = min(batch, int(SHARE_KEPT * room) // all_kept)
+        batch = min(batch, (room - per_x - per_pair) // (per_z + all_kept))
+        per_z += all_kept
     fewest = min(FEWEST_IMAGES, source_size, (room - per_z) // (per_x + per_pair))
     b = min(batch, (room - fewest * per_x) // (per_z + fewest * per_pair))
     room -= b * per_z
     if device is None or device.type == "cpu":
         room = min(room, CACHE_FRIENDLY)
         b = max(1, min(b, room // (fewest * per_pair)))
-    return Tile(b, max(1, min(source_size, room // (per_x + b * per_pair))))
+    n = max(1, min(source_size, room // (per_x + b * per_pair)))
+    too_few = b * n < min(FEWEST_PAIRS, batch * source_size)
+    if kept and (too_few or n < min(FEWEST_IMAGES, source_size)):
+        return tile(batch, source_size, shape, operators, budget, device, held=held)
+    return Tile(b, n, kept)
 
 
 def _pair_bytes(op: Operator) -> int:

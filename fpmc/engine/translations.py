@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fpmc.checks import as_whole_number
 from fpmc.engine import streaming
+from fpmc.engine.streaming import Streaming
 from fpmc.engine.tiling import CACHE_FRIENDLY, DEFAULT_BUDGET, FLOAT64
 from fpmc.operators import Box, Identity, Ones
 from fpmc.source import Source
@@ -61,7 +62,7 @@ def denoise_patches(
     """
     h, w = z.shape[2:]
     still = (Box((h, w), p, "clip"), Identity((h, w)))  # no translations, as in the corners
-    answer = streaming.denoise(z, sigma, *still, source, budget)
+    answer = Streaming(sigma, *still, source, budget).answer(z)
     for region in _regions(h, w, p):
         shared = _shared(z, sigma, region, source, budget)
         answer[..., region.rows.centres, region.columns.centres] = shared

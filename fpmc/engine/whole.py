@@ -8,19 +8,72 @@ which pays for many noisy images at once.
 """
 
 import math
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.compiled import CUTOFF, compiled
-from fpmc.engine.parallel import Need, Sums, answer, readable, scaled, shares, side_by_side
+from fpmc.engine.differentiable import Path
+from fpmc.engine.parallel import (
+    Need,
+    Share,
+    Sums,
+    answer,
+    in_parts,
+    in_units,
+    readable,
+    scaled,
+    share,
+    shares,
+    side_by_side,
+)
+from fpmc.engine.streaming import Streaming
 from fpmc.engine.tiling import FLOAT64
 from fpmc.operators import Box, Ones, Operator
 from fpmc.source import Source
 
-__all__ = ["denoise", "fits", "need"]
+__all__ = ["WholeImage", "denoise", "fits", "need", "pull"]
+
+
+class WholeImage(Path):
+    """The optimal denoiser, there and back, as many noisy images at a time as the budget allows.
+
+    Args:
+        sigma: The noise level σ > 0 of what will be asked.
+        source: S.
+        budget: Bytes of working memory, enough for :func:`denoise`; where it is not enough for
+            :func:`pull`, the streaming engine goes back.
+    """
+
+    def __init__(self, sigma: float, source: Source, budget: int | None = None):
+        self.sigma, self.source, self.budget = sigma, source, budget
+
+    def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        size = self._share(z)
+        return in_parts(partial(denoise, **self._arguments(size.threads)), size.b, z)
+
+    def pull(
+        self,
+        z: Float[Tensor, "b c h w"],
+        x_hat: Float[Tensor, "b c h w"],
+        gradient: Float[Tensor, "b c h w"],
+        to_q: Tensor | None = None,
+        to_r: Tensor | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        size = self._share(z, back=True)
+        if size is None:
+            ones = Ones(self.source.shape[1:])
+            streaming = Streaming(self.sigma, ones, ones, self.source, self.budget)
+            return streaming.pull(z, x_hat, gradient)
+        return in_parts(partial(pull, **self._arguments(size.threads)), size.b, z, x_hat, gradient)
+
+    def _share(self, z: Tensor, *, back: bool = False) -> Share | None:
+        return share(need(self.source, back=back), len(z), 1, len(self.source), self.budget)
+
+    def _arguments(self, threads: int) -> dict[str, object]:
+        return {"sigma": self.sigma, "source": self.source, "threads": threads}
 
 
 def fits(queries: Operator, responses: Operator, source: Source, device: torch.device) -> bool:
@@ -28,10 +81,10 @@ def fits(queries: Operator, responses: Operator, source: Source, device: torch.d
     return readable(source, device) and _sees_all(queries) and _sees_all(responses)
 
 
-def need(source: Source) -> Need:
-    """The working memory of :func:`denoise`."""
+def need(source: Source, *, back: bool = False) -> Need:
+    """The working memory of :func:`denoise`, or of :func:`pull`."""
     d = math.prod(source.shape)
-    return Need(d * FLOAT64, 4 * d * FLOAT64, (d + 2) * FLOAT64)
+    return Need(d * FLOAT64, (6 if back else 4) * d * FLOAT64, (d + 2) * FLOAT64)
 
 
 @torch.no_grad()
@@ -61,6 +114,44 @@ def denoise(
     return answer(mean.view(z.shape), z, source)
 
 
+@torch.no_grad()
+def pull(
+    z: Float[Tensor, "b c h w"],
+    x_hat: Float[Tensor, "b c h w"],
+    gradient: Float[Tensor, "b c h w"],
+    sigma: float,
+    source: Source,
+    threads: int,
+) -> Float[Tensor, "b c h w"]:
+    r"""The gradient with respect to z, given that with respect to the answer, in one pass.
+
+    With the slopes :math:`s_n = g^\top (x_n - \hat x)`, of which the posterior's mean is 0, it is
+    :math:`\frac{1}{\sigma^2} \sum_n w_n s_n (x_n - \hat x)`.
+
+    Args:
+        z: Noisy images, shape (b, c, h, w).
+        x_hat: What :func:`denoise` answered.
+        gradient: g, the gradient with respect to it.
+        sigma: The noise level σ > 0.
+        source: S.
+        threads: How many threads share the source out.
+    """
+    z_scaled, scale, log_weights = scaled(z, sigma, source)
+    x, flat = source.images.detach().numpy(), z_scaled.flatten(1)
+    g, middle = gradient.double().flatten(1).contiguous(), in_units(x_hat, source).flatten(1)
+
+    def work(part: tuple[int, int], sums: Sums, row: Tensor) -> None:
+        arrays = (flat.numpy(), g.numpy(), middle.numpy(), log_weights, scale)
+        _pull(*arrays, x, *part, *sums.arrays(), row.numpy())
+
+    parts = shares(len(source), threads, 1)
+    sums = [Sums(len(z), (), (flat.shape[1],)) for _ in parts]
+    rows = [torch.empty_like(flat[0]) for _ in parts]
+    side_by_side(work, list(zip(parts, sums, rows, strict=True)))
+    merged = reduce(Sums.merge, sums)
+    return merged.total.div_(merged.mass.unsqueeze(1)).mul_(-2 * scale).view(z.shape).to(z)
+
+
 def _sees_all(op: Operator) -> bool:
     return isinstance(op, Ones) or (isinstance(op, Box) and op.k == 1)
 
@@ -68,29 +159,63 @@ def _sees_all(op: Operator) -> bool:
 @compiled
 def _gather(z, log_weights, scale, x, begin, end, peak, mass, total, row):
     """Take images in: z (b, d), x (N, c, h, w), peak and mass (b), total (b, d), row (d)."""
-    _, c, h, w = x.shape
     for n in range(begin, end):
-        at = 0
-        for channel in range(c):
-            for i in range(h):
-                for j in range(w):
-                    row[at + j] = x[n, channel, i, j]
-                at += w
-        bias = log_weights[n] if len(log_weights) else 0.0
+        _read(x, n, row)
         for m in range(len(z)):
-            distance = 0.0
-            for d in range(len(row)):
-                difference = z[m, d] - row[d]
-                distance += difference * difference
-            ell = scale * distance + bias
+            ell = _log_weight(z[m], row, scale, log_weights, n)
             if ell > peak[m]:
-                shrink = math.exp(peak[m] - ell)
-                mass[m] *= shrink
-                for d in range(len(row)):
-                    total[m, d] *= shrink
-                peak[m] = ell
+                _rise(m, ell, peak, mass, total)
             if ell > peak[m] - CUTOFF:
                 weight = math.exp(ell - peak[m])
                 mass[m] += weight
                 for d in range(len(row)):
                     total[m, d] += weight * row[d]
+
+
+@compiled
+def _pull(z, g, middle, log_weights, scale, x, begin, end, peak, mass, total, row):
+    """Take images in, as :func:`_gather`: g, the answers and the total have z's shape (b, d)."""
+    for n in range(begin, end):
+        _read(x, n, row)
+        for m in range(len(z)):
+            ell = _log_weight(z[m], row, scale, log_weights, n)
+            if ell > peak[m]:
+                _rise(m, ell, peak, mass, total)
+            if ell > peak[m] - CUTOFF:
+                weight, slope = math.exp(ell - peak[m]), 0.0
+                for d in range(len(row)):
+                    slope += g[m, d] * (row[d] - middle[m, d])
+                mass[m] += weight
+                for d in range(len(row)):
+                    total[m, d] += weight * slope * (row[d] - middle[m, d])
+
+
+@compiled
+def _read(x, n, row):
+    """An image as a row of numbers."""
+    _, c, h, w = x.shape
+    at = 0
+    for channel in range(c):
+        for i in range(h):
+            for j in range(w):
+                row[at + j] = x[n, channel, i, j]
+            at += w
+
+
+@compiled
+def _log_weight(z, row, scale, log_weights, n):
+    distance = 0.0
+    for d in range(len(row)):
+        difference = z[d] - row[d]
+        distance += difference * difference
+    return scale * distance + (log_weights[n] if len(log_weights) else 0.0)
+
+
+@compiled
+def _rise(m, ell, peak, mass, total):
+    """A new largest log-weight: what was summed relative to the old one shrinks."""
+    shrink = math.exp(peak[m] - ell)
+    mass[m] *= shrink
+    for d in range(total.shape[1]):
+        total[m, d] *= shrink
+    peak[m] = ell

@@ -1,0 +1,199 @@
+r"""The compiled inner loops of :mod:`fpmc.engine.boxes` that go back.
+
+Beside the distances, a second pair of running sums makes
+:math:`s_{kn} = \sum_{p \in k} \sum_c \tilde g_{cp} x_{ncp}` over the squares of the responses; the
+identity is squares of side 1. A first pass finds each estimator's normaliser and the mean of s
+under its posterior, a second one spreads :math:`w (s - \bar s)` over the squares of the queries.
+Names and shapes as in :mod:`fpmc.engine.box_kernels`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fpmc.engine.box_kernels import (
+    SKIP,
+    ZERO,
+    centre,
+    clear,
+    enter,
+    enter_weights,
+    load,
+    slide,
+    start,
+    weigh,
+)
+from fpmc.engine.compiled import CUTOFF, LANES, compiled, exp
+
+__all__ = ["Slopes", "averages", "pull"]
+
+
+class Slopes(NamedTuple):
+    """What s is made of, and buffers of one thread.
+
+    Attributes:
+        g: g̃, float64, shape (b, c, h, w).
+        before: As ``query.before``, for the squares of the responses.
+        ring: The last rows of Σ_c g̃ x, as many as the squares' side, shape (p, w, LANES).
+        column: Their sums, shape (w, LANES).
+        totals: s of a row of squares, shape (grid_w, LANES).
+    """
+
+    g: np.ndarray
+    before: int
+    ring: np.ndarray
+    column: np.ndarray
+    totals: np.ndarray
+
+
+@compiled
+def averages(query, slopes, x, begin, end, peak, mass, total, needed, room):
+    """The first pass: normalisers, and sums of weights times s.
+
+    Args:
+        query: The query.
+        slopes: What s is made of.
+        x: The source images, shape (N, c, h, w).
+        begin: First image of this thread, a multiple of LANES.
+        end: One more than its last.
+        peak: Largest log-weight so far, shape (b, grid_h, grid_w), updated.
+        mass: Sum of weights over that of the peak, likewise.
+        total: Sum of weights times s, likewise, shape (b, 1, grid_h, grid_w).
+        needed: Whether the second pass needs a tile, shape (b, tiles), written.
+        room: Buffers.
+    """
+    grid_h, after = peak.shape[1], len(room.ring) - 1 - query.before
+    for first in range(begin, end, LANES):
+        load(x, first, room.tile)
+        for m in range(len(query.z)):
+            clear(room.ring, room.column)
+            clear(slopes.ring, slopes.column)
+            _enter_first_rows(query.z[m], slopes.g[m], after, room, slopes)
+            gap = -np.inf
+            for i in range(grid_h):
+                _next_row(first, len(x), m, i, after, query, slopes, room)
+                top = centre(query.scale, peak[m, i], mass[m, i], total[m, :, i], room)
+                _add_slopes(mass[m, i], total[m, 0, i], slopes.totals, room.weights)
+                gap = max(gap, top)
+            needed[m, first // LANES] = gap > -CUTOFF
+
+
+@compiled
+def pull(query, slopes, x, begin, end, log_norm, average, needed, middle, total, room, spread):
+    """The second pass: Σ_n (Qᵀ ∂ℓ_n) ⊙ (x_n − x̂), added to the total.
+
+    Args:
+        query: The query.
+        slopes: What s is made of.
+        x: The source images.
+        begin: First image of this thread.
+        end: One more than its last.
+        log_norm: Each estimator's log-normaliser, shape (b, grid_h, grid_w).
+        average: The mean of s under its posterior, likewise.
+        needed: What the first pass wrote.
+        middle: x̂ in the source's own units, shape (b, c, h, w).
+        total: The sum, shape (b, c, h, w).
+        room: Buffers.
+        spread: Buffers, with a ring as long as the queries' side.
+    """
+    grid_h, after = log_norm.shape[1], len(room.ring) - 1 - query.before
+    for first in range(begin, end, LANES):
+        loaded = False
+        for m in range(len(query.z)):
+            if not needed[m, first // LANES]:
+                continue
+            if not loaded:
+                load(x, first, room.tile)
+                loaded = True
+            clear(room.ring, room.column)
+            clear(slopes.ring, slopes.column)
+            clear(spread.ring, spread.column)
+            _enter_first_rows(query.z[m], slopes.g[m], after, room, slopes)
+            for row in range(total.shape[2] + query.before):
+                if row < grid_h:
+                    _next_row(first, len(x), m, row, after, query, slopes, room)
+                    weigh(query.scale, log_norm[m, row], room)
+                    _tilt(room.weights, slopes.totals, average[m, row])
+                enter_weights(row < grid_h, row, query.before, room.weights, spread)
+                if row >= query.before:
+                    _add_differences(
+                        spread.column, room.tile, row - query.before, middle[m], total[m]
+                    )
+
+
+@compiled
+def _enter_first_rows(z, g, after, room, slopes):
+    """The rows that the first row of squares sees, but for the last."""
+    for row in range(after):
+        enter(z, row, room)
+    for row in range(len(slopes.ring) - 1 - slopes.before):
+        _enter_products(g, row, room.tile, slopes)
+
+
+@compiled
+def _next_row(first, size, m, i, after, query, slopes, room):
+    """The distances and s of a row of squares, of which one row of pixels is still to enter."""
+    ahead = len(slopes.ring) - 1 - slopes.before
+    enter(query.z[m], i + after, room)
+    _enter_products(slopes.g[m], i + ahead, room.tile, slopes)
+    start(first, size, query, room.totals)
+    slide(room.column, len(room.ring), after, room.totals)
+    slopes.totals[0] = 0.0
+    slide(slopes.column, len(slopes.ring), ahead, slopes.totals)
+
+
+@compiled
+def _enter_products(g, row, tile, slopes):
+    """A row of Σ_c g̃ x enters the sums along columns, and the one a side above leaves.
+
+    Below the image the rows are zeros.
+    """
+    ring, column = slopes.ring, slopes.column
+    c, h, w, _ = tile.shape
+    slot = row % len(ring)
+    for j in range(w):
+        for n in range(LANES):
+            column[j, n] -= ring[slot, j, n]
+            ring[slot, j, n] = 0.0
+        if row < h:
+            for channel in range(c):
+                value = g[channel, row, j]
+                for n in range(LANES):
+                    ring[slot, j, n] += value * tile[channel, row, j, n]
+            for n in range(LANES):
+                column[j, n] += ring[slot, j, n]
+
+
+@compiled
+def _add_slopes(mass, total, slopes, weights):
+    """Add the weights of a row of squares to their mass, and times s to the totals."""
+    for k in range(len(mass)):
+        if weights[k, 0] < SKIP:
+            part, weighted = ZERO, 0.0
+            for n in range(LANES):
+                weights[k, n] = exp(weights[k, n])
+                part += weights[k, n]
+            for n in range(LANES):
+                weighted += weights[k, n] * slopes[k, n]
+            mass[k] += part
+            total[k] += weighted
+
+
+@compiled
+def _tilt(weights, slopes, average):
+    """W (s − s̄) in place of the weights."""
+    for k in range(len(average)):
+        for n in range(LANES):
+            weights[k, n] *= slopes[k, n] - average[k]
+
+
+@compiled
+def _add_differences(column, tile, i, middle, total):
+    """A row of pixels of the images, less the answer's, weighted and summed over the tile."""
+    c, _, w, _ = tile.shape
+    for channel in range(c):
+        for j in range(w):
+            part, value = ZERO, middle[channel, i, j]
+            for n in range(LANES):
+                part += column[j, n] * np.float32(tile[channel, i, j, n] - value)
+            total[channel, i, j] += part

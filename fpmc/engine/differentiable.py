@@ -1,0 +1,81 @@
+"""An answer as a node of PyTorch's graph: whatever computes it, gradients come by recomputation."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fpmc.operators import Dense, Operator
+
+__all__ = ["Path", "differentiable"]
+
+
+class Path(ABC):
+    """A way to compute an answer, and back."""
+
+    @abstractmethod
+    def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """x̂ of (10), with z's shape, type and device."""
+
+    @abstractmethod
+    def pull(
+        self,
+        z: Float[Tensor, "b c h w"],
+        x_hat: Float[Tensor, "b c h w"],
+        gradient: Float[Tensor, "b c h w"],
+        to_q: Tensor | None = None,
+        to_r: Tensor | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """The gradient with respect to z; those of the matrices of Q and R are added to the others.
+
+        Args:
+            z: What was asked.
+            x_hat: What was answered.
+            gradient: The gradient with respect to x_hat.
+            to_q: Where Q's gradient is added, float64, if it is wanted.
+            to_r: Where R's is.
+        """
+
+
+def differentiable(
+    z: Float[Tensor, "b c h w"], queries: Operator, responses: Operator, path: Path
+) -> Float[Tensor, "b c h w"]:
+    """The path's answer, differentiable in z and in the matrices of dense Q and R.
+
+    Args:
+        z: Noisy images, shape (b, c, h, w).
+        queries: Q.
+        responses: R.
+        path: What computes the answer from z, and the gradients from it.
+
+    Returns:
+        x̂ with z's shape, type and device. Differentiable in reverse mode, not by ``torch.func``.
+    """
+    matrices = (op.matrix if isinstance(op, Dense) else None for op in (queries, responses))
+    return _Collection.apply(z, *matrices, path)
+
+
+class _Collection(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, q_matrix, r_matrix, path):
+        x_hat = path.answer(z)
+        ctx.save_for_backward(z, x_hat, q_matrix, r_matrix)
+        ctx.path = path
+        return x_hat
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        z, x_hat, *matrices = ctx.saved_tensors
+        sums = [
+            torch.zeros_like(matrix, dtype=torch.float64) if wanted else None
+            for matrix, wanted in zip(matrices, ctx.needs_input_grad[1:3], strict=True)
+        ]
+        to_z = ctx.path.pull(z, x_hat, gradient, *sums)
+        to_q, to_r = (
+            None if total is None else total.to(matrix)
+            for total, matrix in zip(sums, matrices, strict=True)
+        )
+        return (to_z if ctx.needs_input_grad[0] else None), to_q, to_r, None

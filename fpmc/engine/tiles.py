@@ -1,0 +1,151 @@
+r"""The arithmetic of one tile: noisy images against a few source images.
+
+Arrays have the pixels first and the source last, (*pixels, b, n): operators act on the first
+axes, and every elementwise step runs along n, contiguously.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fpmc.operators import Ones, Operator
+from fpmc.source import Source
+
+__all__ = [
+    "EXACT", "FLOAT32", "FLOAT64", "Numbers", "coverage", "differences", "log_normaliser", "mix",
+    "outer", "pixels_first", "project", "tiles",
+]  # fmt: skip
+
+
+class Numbers(NamedTuple):
+    """Which floating-point types a sum over the source runs in.
+
+    Attributes:
+        log_weights: Type of differences, distances and log-weights.
+        weights: Type of the weights and of what they are multiplied with; sums over tiles are
+            float64.
+    """
+
+    log_weights: torch.dtype
+    weights: torch.dtype
+
+
+EXACT = Numbers(torch.float64, torch.float32)
+"""For float32 answers: a log-weight is rounded to float32 after its running maximum is off it."""
+
+FLOAT64 = Numbers(torch.float64, torch.float64)
+"""For float64 answers."""
+
+FLOAT32 = Numbers(torch.float32, torch.float32)
+"""Faster, and less exact."""
+
+
+def tiles(
+    z_t: Float[Tensor, "c h w b"],
+    sigma: float,
+    queries: Operator,
+    source: Source,
+    n: int,
+    weighted: bool = True,
+    dtype: torch.dtype = torch.float64,
+) -> Iterator[tuple[Float[Tensor, "c h w n"], Float[Tensor, "k b n"]]]:
+    r"""For each tile of the source, its images x and the log-weights ℓ.
+
+    In float32, :math:`\delta - c\sigma^2` takes the place of δ, where c is the number of values per
+    pixel. Any constant would do: it moves all of an estimator's log-weights by as much. This one is
+    what δ is on average where an image fits, so that what is summed stays small.
+
+    Args:
+        z_t: Noisy images, pixels first, float64.
+        sigma: Their noise level.
+        queries: Q, ready to act on arrays of the type.
+        source: S.
+        n: Source images of a tile.
+        weighted: Whether the source's weights count.
+        dtype: Type of x and ℓ.
+    """
+    if isinstance(queries, Ones):
+        dtype = torch.float64  # its expanded distance needs the digits, and takes one product
+    z_t = z_t.to(dtype)
+    for start in range(0, len(source), n):
+        index = slice(start, min(start + n, len(source)))
+        x = source.read(index, dtype, z_t.device).permute(1, 2, 3, 0).contiguous()
+        ell = _distances(z_t, sigma, x, queries).mul_(-1 / (2 * sigma**2))
+        if weighted and source.log_weights is not None:
+            ell += source.log_weights[index].to(ell)
+        yield x, ell
+
+
+def log_normaliser(ells: Iterator[tuple[Tensor, Float[Tensor, "k b n"]]]) -> Float[Tensor, "k b"]:
+    """The logarithm of the sum over the source of the weights, from tiles of log-weights."""
+    total = None
+    for _, ell in ells:
+        top = ell.amax(-1)
+        part = ell.sub_(top.unsqueeze(-1)).exp_().sum(-1).log_().add_(top)
+        total = part if total is None else torch.logaddexp(total, part)
+    return total
+
+
+def differences(z_t: Tensor, x: Tensor, queries: Operator) -> Float[Tensor, "*pixels b n"]:
+    """δ, per pixel or per dimension, as Q wants it."""
+    z, x = z_t.unsqueeze(-1), x.unsqueeze(-2)
+    if len(queries.shape) == 3:
+        return (z - x).square_()
+    total = None
+    for z_c, x_c in zip(z, x, strict=True):
+        difference = z_c - x_c
+        if total is None:
+            total = difference.square_()
+        else:
+            total.addcmul_(difference, difference)
+    return total
+
+
+def mix(weights: Float[Tensor, "k b n"], x: Tensor, op: Operator) -> Float[Tensor, "c h w b"]:
+    """Σ_n (Aᵀ w_n) ⊙ x_n."""
+    if isinstance(op, Ones):
+        return (x.flatten(0, 2) @ weights[0].T).view(*x.shape[:3], -1)
+    mixed = op.transpose(weights)
+    if len(op.shape) == 3:
+        return torch.einsum("chwbn,chwn->chwb", mixed, x)
+    return torch.einsum("hwbn,chwn->chwb", mixed, x)
+
+
+def project(
+    scaled: Float[Tensor, "c h w b"], x: Float[Tensor, "c h w n"], op: Operator
+) -> Float[Tensor, "*pixels b n"]:
+    """g̃ ⊙ x_n, per pixel or per dimension, as the operator wants it."""
+    if len(op.shape) == 3:
+        return scaled.unsqueeze(-1) * x.unsqueeze(-2)
+    return torch.einsum("chwb,chwn->hwbn", scaled, x)
+
+
+def outer(left: Float[Tensor, "k b n"], right: Tensor) -> Float[Tensor, "k p"]:
+    """Sum over pairs (b, n) of left ⊗ right."""
+    k, b, n = left.shape
+    return left.reshape(k, b * n) @ right.reshape(-1, b * n).T
+
+
+def coverage(responses: Operator, z_t: Float[Tensor, "c h w b"]) -> Float[Tensor, "..."]:
+    """Rᵀ1, ready to divide what has z_t's shape."""
+    return responses.transpose(z_t.new_ones(responses.k)).unsqueeze(-1)
+
+
+def pixels_first(z: Float[Tensor, "b c h w"]) -> Float[Tensor, "c h w b"]:
+    """A float64 copy, the batch last."""
+    return z.detach().double().movedim(0, -1).contiguous()
+
+
+def _distances(z_t: Tensor, sigma: float, x: Tensor, queries: Operator) -> Float[Tensor, "k b n"]:
+    """Q δ, in float32 but for a constant per estimator."""
+    if isinstance(queries, Ones):
+        z, x = z_t.flatten(0, 2), x.flatten(0, 2)
+        expanded = z.square().sum(0).unsqueeze(-1) + x.square().sum(0)
+        return expanded.addmm_(z.T, x, alpha=-2).unsqueeze(0)
+    delta = differences(z_t, x, queries)
+    if delta.dtype == torch.float32:
+        delta -= sigma**2 * (1 if len(queries.shape) == 3 else len(z_t))
+    return queries.apply(delta)
