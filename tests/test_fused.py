@@ -1,4 +1,4 @@
-"""The CUDA kernels against the reference: on a GPU if there is one, else in Triton's interpreter."""
+"""The CUDA kernels against the reference: on a GPU if there is one, or in Triton's interpreter."""
 
 from dataclasses import replace
 
@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 import fpmc
 from fpmc import Source, diffusion
 from fpmc.engine import fused
-from fpmc.engine.fused.precisions import PRECISIONS
 from fpmc.engine.tiling import tolerance
 from fpmc.operators import Box, Dense, Identity, Ones
 from tests.helpers import PeakMemory, exact, images, matrix, relative

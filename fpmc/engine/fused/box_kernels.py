@@ -53,7 +53,7 @@ def gather(
 ):  # fmt: skip
     """Each estimator's maximum and mass over a split, and if wanted its pixel's weighted sums.
 
-    Args:
+    Arrays and numbers, with their shapes:
         z: (b, channels, h, w); centre (b, h, w) or None; x (size, channels, h, w).
         log_weights: (size,) or None.
         scale: One number, in the kernel's type, which an argument would not be.
@@ -113,7 +113,7 @@ def mix(
 ):  # fmt: skip
     """Σ_n (Rᵀ w_n) ⊙ x_n over a split, for a block of rows of pixels.
 
-    Args:
+    Arrays and numbers, with their shapes:
         z: (b, channels, h, w); centre (b, h, w) or None; x (size, channels, h, w).
         log_weights: (size,) or None.
         scale: One number, in the kernel's type, which an argument would not be.

@@ -1,6 +1,5 @@
 """Squares on a CUDA device: one pass with one-hot responses, two with squares as responses."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

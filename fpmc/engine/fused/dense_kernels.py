@@ -27,7 +27,7 @@ def gather(
 ):  # fmt: skip
     """Maxima, masses and weighted sums over a split of begin … end; log-weights, if to be kept.
 
-    Args:
+    Arrays and numbers, with their shapes:
         z: (b, channels, pixels); centre (b, pixels) or None; x (n, channels, pixels).
         log_weights: (n,) or None.
         scale: One number, in the kernel's type, which an argument would not be.
@@ -105,7 +105,7 @@ def mix(
 ):  # fmt: skip
     """Σ_n (Rᵀ w_n) ⊙ x_n over a split of begin … end.
 
-    Args:
+    Arrays and numbers, with their shapes:
         weights: w, (b, end − begin, k).
         r: Rᵀ, (pixels, k), as operands.
         x: (n, channels, pixels).

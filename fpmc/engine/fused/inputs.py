@@ -1,8 +1,8 @@
 r"""What every kernel reads: z in the units that the source is stored in, and a constant per pixel.
 
-A constant c_p taken from each pixel's difference, the same for all n, lowers every :math:`\ell_{kn}`
-of an estimator by :math:`-(Qc)_k/2\sigma^2`: no posterior changes. The smaller :math:`\delta_n - c`
-is for the images that have the weight, the less a rounded product loses.
+A constant c_p taken from each pixel's difference, the same for all n, adds the same
+:math:`(Qc)_k/2\sigma^2` to all log-weights of an estimator: no posterior changes. The smaller
+:math:`\delta_n - c` is for the images that have the weight, the less a rounded product loses.
 """
 
 from typing import NamedTuple
