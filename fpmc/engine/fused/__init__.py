@@ -56,9 +56,10 @@ def fits(queries: Operator, responses: Operator, source: Source, device: torch.d
 
     A source that lies elsewhere is streamed by :mod:`fpmc.engine.streaming`.
     """
-    here = device.type == "cuda" and source.images.device == device
+    home = source.images.device
     return (
-        here
+        device.type == home.type == "cuda"
+        and device.index in (None, home.index)
         and covers(queries, responses, source)
         and importlib.util.find_spec("triton") is not None
     )
@@ -134,14 +135,15 @@ def denoise(
     squares = isinstance(queries, Box)
     matrices = None if squares else dense.Matrices(queries, responses, z.device, how)
     result = torch.empty_like(z)
-    for start in range(0, len(z), sizes.b):
-        part = slice(start, start + sizes.b)
-        inputs = prepare(z[part], sigma, source, queries.shape, how)
-        if squares:
-            mean = boxes.mean(inputs, queries, responses, sizes.splits, how)
-        else:
-            mean = dense.mean(inputs, matrices, sizes, how)
-        result[part] = answer(mean.view(z[part].shape), z, source)
+    with torch.cuda.device_of(z):
+        for start in range(0, len(z), sizes.b):
+            part = slice(start, start + sizes.b)
+            inputs = prepare(z[part], sigma, source, queries.shape, how)
+            if squares:
+                mean = boxes.mean(inputs, queries, responses, sizes.splits, how)
+            else:
+                mean = dense.mean(inputs, matrices, sizes, how)
+            result[part] = answer(mean.view(z[part].shape), z, source)
     return result
 
 

@@ -105,13 +105,13 @@ def gather(
 
 @kernel
 def mix(
-    z, centre, x, log_weights, log_norm, total, size, span, scale,
+    z, centre, x, log_weights, log_norm, total, size, span, scale, middle,
     h, w, grid_h, grid_w, before, p, response_before, response_p,
     channels: tl.constexpr, values: tl.constexpr, rows: tl.constexpr,
     pad_h: tl.constexpr, pad_w: tl.constexpr, pad_grid_h: tl.constexpr, pad_grid_w: tl.constexpr,
     dtype: tl.constexpr, operand: tl.constexpr, rounding: tl.constexpr,
 ):  # fmt: skip
-    """Σ_n (Rᵀ w_n) ⊙ x_n over a split, for a block of rows of pixels.
+    """Σ_n (Rᵀ w_n) ⊙ (x_n − middle) over a split, for a block of rows of pixels.
 
     Arrays and numbers, with their shapes:
         z: (b, channels, h, w); centre (b, h, w) or None; x (size, channels, h, w).
@@ -155,7 +155,7 @@ def mix(
         if tl.max(tl.max(ell, 1), 0) > CUTOFF:
             spread = multiply(r_rows, exp(ell), dtype, operand, rounding)
             spread = multiply(spread, r_columns, dtype, operand, rounding)
-            sums += spread[None] * tl.load(x_n + own, there, other=0).to(dtype)
+            sums += spread[None] * (tl.load(x_n + own, there, other=0).to(dtype) - middle)
         x_n += channels * area
     part = (split * tl.num_programs(1) + b).to(tl.int64)
     tl.store(total + part * channels * area + own, sums, there)

@@ -35,7 +35,7 @@ def mean(
     peak, mass = _gather(inputs, queries, splits, precision, one_hot=False)
     log_norm = mass.log_().add_(peak)
     total = _mix(inputs, log_norm, queries, responses, splits, precision)
-    return total.div_(responses.coverage().to(total))
+    return total.div_(responses.coverage().to(total)).add_(inputs.middle)
 
 
 def _gather(inputs, queries, splits, precision, *, one_hot) -> tuple[Tensor, ...]:
@@ -58,7 +58,7 @@ def _gather(inputs, queries, splits, precision, *, one_hot) -> tuple[Tensor, ...
 
 
 def _mix(inputs, log_norm, queries, responses, splits, precision) -> Float[Tensor, "b c h w"]:
-    """Σ_n (Rᵀ w_n) ⊙ x_n."""
+    """Σ_n (Rᵀ w_n) ⊙ (x_n − middle)."""
     n, c, h, w = inputs.x.shape
     b, (grid_h, grid_w) = len(inputs.z), queries.grid
     size = span(n, splits, 1)
@@ -67,7 +67,7 @@ def _mix(inputs, log_norm, queries, responses, splits, precision) -> Float[Tenso
     rows = min(ROWS, _padded(h))
     box_kernels.mix[-(-h // rows), b, splits](
         inputs.z, inputs.centre, inputs.x, inputs.log_weights, log_norm, total,
-        n, size, inputs.scale, h, w, grid_h, grid_w, _before(queries), queries.p,
+        n, size, inputs.scale, inputs.middle, h, w, grid_h, grid_w, _before(queries), queries.p,
         _before(responses), responses.p, channels=c, values=power_of_two(c), rows=rows,
         pad_h=_padded(h), pad_w=_padded(w), pad_grid_h=_padded(grid_h), pad_grid_w=_padded(grid_w),
         num_warps=_warps(h, w), **types(precision),

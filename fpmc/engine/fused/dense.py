@@ -27,6 +27,7 @@ class Matrices:
         precision: How the products are computed.
 
     Attributes:
+        k: The number of estimators.
         q: Shape (k, pixels), as operands.
         q_pixels: The pixels of Q, or dimensions.
         r: Rᵀ, shape (pixels, k), as operands; None if R is one-hot.
@@ -80,7 +81,8 @@ def mean(
         weights = weights.view(len(inputs.z), end - begin, matrices.k)
         weights.sub_(log_norm).exp_()
         total += _mix(inputs, weights, matrices, sizes, precision, begin, end)
-    return total.unflatten(1, (-1, len(matrices.coverage))).div_(matrices.coverage).flatten(1)
+    total = total.unflatten(1, (-1, len(matrices.coverage))).div_(matrices.coverage)
+    return total.flatten(1).add_(inputs.middle)
 
 
 def _gather(
@@ -108,7 +110,7 @@ def _gather(
 
 
 def _mix(inputs, weights, matrices, sizes, precision, begin, end) -> Float[Tensor, "b d"]:
-    """Σ_n (Rᵀ w_n) ⊙ x_n over begin … end."""
+    """Σ_n (Rᵀ w_n) ⊙ (x_n − middle) over begin … end."""
     b, d, tiles = len(inputs.z), math.prod(inputs.x.shape[1:]), precision.tiles
     pixels = len(matrices.r)
     channels = d // pixels
@@ -118,9 +120,9 @@ def _mix(inputs, weights, matrices, sizes, precision, begin, end) -> Float[Tenso
     total = inputs.z.new_empty(splits, b, d)
     dense_kernels.mix[-(-pixels // tiles.columns), -(-b // block_b), splits](
         weights, matrices.r, inputs.x, total, b, matrices.k, pixels, begin, end, size,
-        channels=channels, pad_channels=power_of_two(channels), block_b=block_b, block_n=block_n,
-        block_p=tiles.columns, block_k=tiles.inner, num_warps=tiles.warps,
-        num_stages=tiles.stages, **types(precision),
+        inputs.middle, channels=channels, pad_channels=power_of_two(channels),
+        block_b=block_b, block_n=block_n, block_p=tiles.columns, block_k=tiles.inner,
+        num_warps=tiles.warps, num_stages=tiles.stages, **types(precision),
     )  # fmt: skip
     return total.sum(0)
 

@@ -98,12 +98,12 @@ def gather(
 
 @kernel
 def mix(
-    weights, r, x, total, b, k, pixels, begin, end, span,
+    weights, r, x, total, b, k, pixels, begin, end, span, middle,
     channels: tl.constexpr, pad_channels: tl.constexpr,
     block_b: tl.constexpr, block_n: tl.constexpr, block_p: tl.constexpr, block_k: tl.constexpr,
     dtype: tl.constexpr, operand: tl.constexpr, rounding: tl.constexpr,
 ):  # fmt: skip
-    """Σ_n (Rᵀ w_n) ⊙ x_n over a split of begin … end.
+    """Σ_n (Rᵀ w_n) ⊙ (x_n − middle) over a split of begin … end.
 
     Arrays and numbers, with their shapes:
         weights: w, (b, end − begin, k).
@@ -139,7 +139,7 @@ def mix(
         for channel in tl.static_range(channels):
             x_at = x + (n[:, None] * channels + channel) * pixels + p[None, :]
             x_c = tl.load(x_at, (n < last)[:, None] & inside[None, :], other=0).to(dtype)
-            part = tl.sum(mixed * x_c[None, :, :], 1)
+            part = tl.sum(mixed * (x_c - middle)[None, :, :], 1)
             sums += tl.where(value == channel, part[None], 0)
     out = ((split.to(tl.int64) * b + m)[None, :, None] * channels + value) * pixels
     full = (value < channels) & (m < b)[None, :, None] & inside[None, None, :]
