@@ -35,7 +35,7 @@ CHUNK = 1_000
 SAMPLE = 6
 
 
-def loop(z, x, sigma, queries, responses, products):
+def loop(z, x, sigma, queries, responses, products, timed=fastest):
     """Seconds of the loop over estimators, from a sample of them."""
     one_hot, flat_z, flat_x = isinstance(responses, Identity), z.flatten(2), x.flatten(2)
     places = torch.linspace(0, queries.k - 1, SAMPLE + 2).long()[1:-1].tolist()
@@ -62,7 +62,7 @@ def loop(z, x, sigma, queries, responses, products):
                 target = answer.view_as(z) if masks is None else answer
                 target[window] += (weights @ patches).view(target[window].shape)
 
-    return fastest(work, 1, warm=False) * queries.k / SAMPLE
+    return timed(work, 1, warm=False) * queries.k / SAMPLE
 
 
 def distances(patch, patches, products):
@@ -93,7 +93,7 @@ def one_line(z, x, sigma, queries, responses):
         spread = functional.avg_pool2d(
             functional.pad(weights, (p - 1,) * 4), p, 1, divisor_override=1
         )
-        weights = spread / responses.coverage().float()
+        weights = spread / responses.coverage().to(spread)
     return torch.einsum("bnhw,nchw->bchw", weights, x)
 
 

@@ -7,6 +7,10 @@ import torch
 from hypothesis import settings
 from jaxtyping import config as jaxtyping_config
 
+# Triton's kernels run on a CPU then, one instruction at a time; set before any is compiled.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 settings.register_profile("fpmc", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fpmc"))
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fpmc.operators import Box, Dense, Identity, Ones
+from fpmc.operators import Box, Dense, Identity, Ones, Windowed
 from tests.helpers import images, matrix
 
 SIDES = st.integers(1, 9)
@@ -98,3 +98,38 @@ def test_bad_input_is_named(make, error, says):
     with pytest.raises(error) as caught:
         make()
     assert says in str(caught.value)
+
+
+class TestWindows:
+    """A dense operator that vanishes outside windows multiplies inside them alone."""
+
+    @given(
+        h=st.integers(3, 12), w=st.integers(3, 12), p=st.integers(1, 3),
+        channels=st.sampled_from([0, 1, 3]), seed=st.integers(0, 100),
+    )  # fmt: skip
+    def test_it_is_the_same_matrix(self, h, w, p, channels, seed):
+        local = Box((h, w), p, "clip").dense()
+        if channels:
+            local = torch.einsum("khw,cd->ckdhw", local, torch.eye(channels)).flatten(0, 1)
+        generator = torch.Generator().manual_seed(seed)
+        op = Dense(local * torch.rand(local.shape, generator=generator, dtype=local.dtype))
+        ready = op.to(torch.empty(0, dtype=torch.float64))
+        a = torch.rand(*op.shape, 2, 3, generator=generator, dtype=torch.float64)
+        b = torch.rand(op.k, 2, 3, generator=generator, dtype=torch.float64)
+        torch.testing.assert_close(ready.apply(a), op.apply(a))
+        torch.testing.assert_close(ready.transpose(b), op.transpose(b))
+
+    def test_windows_are_small_where_masks_are(self):
+        like = torch.empty(0)
+        local = Dense(Box((16, 16), 3, "clip").dense()).to(like)
+        assert isinstance(local, Windowed)
+        assert local.size <= 64 * (4 + 2) * 16 * 4  # four groups of four rows, and their margins
+        assert isinstance(Dense(Box((16, 16), 15, "clip").dense()).to(like), Dense)
+        assert local.to(torch.empty(0, dtype=torch.float64)).size == local.size
+
+    def test_rows_of_zeros_have_no_window(self):
+        matrix = torch.zeros(130, 8, 16)
+        matrix[129, 7, 15] = 2.0
+        ready = Dense(matrix).to(matrix)
+        assert ready.size == 2
+        assert ready.apply(torch.ones(8, 16, 1)).flatten().tolist() == [0.0] * 129 + [2.0]

@@ -138,6 +138,9 @@ def _next_row(first, size, m, i, after, query, slopes, room):
     _enter_products(slopes.g[m], i + ahead, room.tile, slopes)
     start(first, size, query, room.totals)
     slide(room.column, len(room.ring), after, room.totals)
+    if len(slopes.ring) == 1:
+        slopes.totals[:] = slopes.column
+        return
     slopes.totals[0] = 0.0
     slide(slopes.column, len(slopes.ring), ahead, slopes.totals)
 
@@ -151,6 +154,15 @@ def _enter_products(g, row, tile, slopes):
     ring, column = slopes.ring, slopes.column
     c, h, w, _ = tile.shape
     slot = row % len(ring)
+    if row < h and c == 3:
+        for j in range(w):
+            red, green, blue = g[0, row, j], g[1, row, j], g[2, row, j]
+            for n in range(LANES):
+                product = red * tile[0, row, j, n] + green * tile[1, row, j, n]
+                product += blue * tile[2, row, j, n]
+                column[j, n] += product - ring[slot, j, n]
+                ring[slot, j, n] = product
+        return
     for j in range(w):
         for n in range(LANES):
             column[j, n] -= ring[slot, j, n]

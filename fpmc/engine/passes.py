@@ -14,6 +14,7 @@ drops out of the difference in its own gradient
 subtracted from the x_n, there and in s. The answer x̂ is the one that keeps digits.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -26,6 +27,8 @@ from fpmc.operators import Ones, Operator
 from fpmc.source import Source
 
 __all__ = ["backward", "forward"]
+
+LOG2_E = 1 / math.log(2)
 
 
 def forward(
@@ -49,25 +52,25 @@ def forward(
         numbers: The types to compute in.
     """
     softmax = _Softmax(numbers)
-    total, kept = torch.zeros_like(z_t), []
-    for x, ell in tiles(z_t, sigma, queries, source, size.n, dtype=numbers.log_weights):
+    total = torch.zeros_like(z_t)
+    kept = _Kept(z_t, queries, source, size, numbers)
+    walk = tiles(z_t, sigma, queries, source, size.n, dtype=numbers.log_weights)
+    for i, (x, ell) in enumerate(walk):
         t = softmax.take(ell)
         if responses.partition:
             if softmax.shrink is not None:
                 total *= responses.transpose(softmax.shrink)
-            total += mix(softmax.weigh(t.exp_()), x.to(t), responses)
-        elif size.kept:
-            kept.append((softmax.peak, t))
-            softmax.weigh(t.exp())
+            total += mix(softmax.weigh(_exp(t)), x.to(t), responses)
         else:
-            softmax.weigh(t.exp_())
+            kept.put(i, softmax.peak, t)
+            softmax.weigh(_exp(t))
     log_norm = softmax.log_norm()
     if responses.partition:
         return total / responses.transpose(softmax.mass), log_norm
 
-    for x, t in _again(z_t, sigma, queries, source, size, numbers, kept, log_norm):
+    for x, t, _ in kept.again(z_t, sigma, queries, source, log_norm):
         use = _significant(t)
-        total += mix(t[..., use].exp_(), x[..., use].to(t), responses)
+        total += mix(_exp(t[..., use]), x[..., use].to(t), responses)
     return total / coverage(responses, z_t), log_norm
 
 
@@ -103,26 +106,24 @@ def backward(
         numbers: The types to compute in.
     """
     scaled = gradient / coverage(responses, z_t)
-    spread_q, softmax, kept, slopes = queries.to(z_t.to(numbers.weights)), _Softmax(numbers), [], []
-    sums = 0
-    for x, ell in tiles(z_t, sigma, queries, source, size.n, dtype=numbers.log_weights):
+    spread_q, softmax = queries.to(z_t.to(numbers.weights)), _Softmax(numbers)
+    kept, sums = _Kept(z_t, queries, source, size, numbers, slopes=True), 0
+    walk = tiles(z_t, sigma, queries, source, size.n, dtype=numbers.log_weights)
+    for i, (x, ell) in enumerate(walk):
         t = softmax.take(ell)
         s = _slopes(scaled, centre, x, responses, numbers)[1]
-        if size.kept:
-            kept.append((softmax.peak, t))
-            slopes.append(s)
-        weights = softmax.weigh(t.exp() if size.kept else t.exp_())
+        kept.put(i, softmax.peak, t, s)
+        weights = softmax.weigh(_exp(t))
         if softmax.shrink is not None:
             sums *= softmax.shrink
         sums = sums + (weights * s).sum(-1, dtype=torch.float64)
     average, log_norm = (sums / softmax.mass).unsqueeze(-1), softmax.log_norm()
 
     to_z = torch.zeros_like(z_t)
-    again = _again(z_t, sigma, queries, source, size, numbers, kept, log_norm)
-    for i, (x, t) in enumerate(again):
+    for x, t, s in kept.again(z_t, sigma, queries, source, log_norm):
         use = _significant(t)
-        x, weights = x[..., use], t[..., use].exp_()
-        products, s = None, slopes[i][..., use] if size.kept else None
+        x, weights = x[..., use], _exp(t[..., use])
+        products, s = None, None if s is None else s[..., use]
         if to_r is not None or s is None:
             products, s = _slopes(scaled, centre, x, responses, numbers)
         if to_r is not None:
@@ -168,26 +169,61 @@ class _Softmax:
         return self.peak.double() + self.mass.log()
 
 
-def _again(
-    z_t, sigma, queries, source, size, numbers, kept, log_norm
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The tiles once more: images, and logarithms of weights, as they were kept or anew."""
-    dtype = numbers.log_weights
-    if not size.kept:
-        norm = log_norm.to(dtype).unsqueeze(-1)
-        for x, ell in tiles(z_t, sigma, queries, source, size.n, dtype=dtype):
-            yield x, ell.sub_(norm).to(numbers.weights)
-        return
-    for i, (peak, t) in enumerate(kept):
-        index = slice(i * size.n, (i + 1) * size.n)
-        x = source.read(index, dtype, z_t.device).permute(1, 2, 3, 0).contiguous()
-        yield x, t.add_((peak - log_norm).to(t).unsqueeze(-1))
+class _Kept:
+    """What a first pass found, if there is room for it, and the source's tiles once more.
+
+    Args:
+        z_t: Noisy images, pixels first, float64.
+        queries: Q.
+        source: S.
+        size: How much of the source at a time, and whether anything is kept.
+        numbers: The types to compute in.
+        slopes: Whether s is kept beside the log-weights.
+    """
+
+    def __init__(self, z_t, queries, source, size, numbers, *, slopes=False):
+        self.size, self.numbers = size, numbers
+        self.peaks = self.t = self.s = None
+        if size.kept:
+            shape = (-(-len(source) // size.n), queries.k, z_t.shape[-1])
+            self.peaks = z_t.new_empty(shape)
+            self.t = z_t.new_empty(*shape, size.n, dtype=numbers.weights)
+            self.s = torch.empty_like(self.t) if slopes else None
+
+    def put(self, i: int, peak: Tensor, t: Tensor, s: Tensor | None = None) -> None:
+        """Keep log-weights less their running maximum, and s, of the i-th tile."""
+        if self.size.kept:
+            self.peaks[i] = peak
+            self.t[i, ..., : t.shape[-1]] = t
+            if s is not None:
+                self.s[i, ..., : s.shape[-1]] = s
+
+    def again(
+        self, z_t, sigma, queries, source, log_norm
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Images, logarithms of weights and s of every tile, as they were kept or anew."""
+        n, dtype = self.size.n, self.numbers.log_weights
+        if not self.size.kept:
+            norm = log_norm.to(dtype).unsqueeze(-1)
+            for x, ell in tiles(z_t, sigma, queries, source, n, dtype=dtype):
+                yield x, ell.sub_(norm).to(self.numbers.weights), None
+            return
+        for i, (peak, t) in enumerate(zip(self.peaks, self.t, strict=True)):
+            index = slice(i * n, min((i + 1) * n, len(source)))
+            x = source.read(index, dtype, z_t.device).permute(1, 2, 3, 0).contiguous()
+            t = t[..., : x.shape[-1]].add_((peak - log_norm).to(t).unsqueeze(-1))
+            yield x, t, None if self.s is None else self.s[i, ..., : x.shape[-1]]
 
 
 def _significant(t: Float[Tensor, "k b n"]) -> Tensor | slice:
     """The images of a tile of which some weight counts; all, if that is most of them."""
     use = t.flatten(0, 1).amax(0) > -CUTOFF
     return slice(None) if 2 * int(use.sum()) > len(use) else use
+
+
+def _exp(t: Tensor) -> Tensor:
+    """The exponential, in place: as a power of 2, which does not slow down where it underflows."""
+    return t.mul_(LOG2_E).exp2_()
 
 
 def _slopes(scaled, centre, x, responses, numbers) -> tuple[Tensor | None, Tensor]:

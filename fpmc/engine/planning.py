@@ -5,11 +5,13 @@ path                  for                                 cost
 ====================  ==================================  ==========================================
 squares               Box Q, Box or Identity R, on a CPU  b N P, whatever the squares' side
 whole image           Ones Q and R, on a CPU, small b     b N D
-streaming             everything else                     2 b N P K for each product with a matrix
+fused                 squares and matrices, on CUDA       2 b N P K for each product with a matrix
+streaming             everything else                     the same, on windows where Q and R vanish
+                                                          outside
 ====================  ==================================  ==========================================
 
-The first two are compiled; their answers have float32's accuracy, or float64's for the whole image.
-The third is PyTorch in float64, and also what goes back: every gradient is its.
+The first two are compiled, the third is Triton's; their answers have float32's accuracy, or
+float64's for the whole image. The last is PyTorch, and also goes back for the third.
 """
 
 import math
@@ -24,8 +26,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_whole_number
-from fpmc.engine import tiling
+from fpmc.engine import fused, tiling
 from fpmc.engine.differentiable import differentiable
+from fpmc.engine.fused import Fused, Sizes
 from fpmc.engine.parallel import Share, share
 from fpmc.engine.streaming import Streaming
 from fpmc.operators import Box, Dense, Ones, Operator, Windowed
@@ -38,7 +41,7 @@ except ImportError:  # where numba cannot be installed, everything is streamed
 
 __all__ = ["Peaks", "Plan", "as_precision", "denoise", "measure_peaks", "plan"]
 
-PRECISIONS = ("exact", "float32")
+PRECISIONS = ("exact", "float32", "tf32", "bf16")
 
 FEW = 48
 """Noisy images up to which reading the source as it is stored beats matrix products."""
@@ -162,6 +165,12 @@ def plan(
             if size is not None:
                 return _squares(queries, responses, source, batch, size)
             reason = "squares, but the budget is too small for the compiled path"
+    elif _fusible(precision, dtype) and fused.fits(queries, responses, source, device):
+        arguments = (queries, responses, source, batch)
+        size = fused.plan_sizes(*arguments, device, budget, precision)
+        if size is not None:
+            return _fused(*arguments, device, size, double=not fast)
+        reason = "the budget is too small for the fused kernels"
     streaming = Streaming(1.0, queries, responses, source, budget, fast=fast)
     return _streaming(streaming, batch, torch.empty(0, dtype=dtype, device=device), reason)
 
@@ -184,7 +193,9 @@ def denoise(
         responses: R, with the same K; every pixel needs a positive sum.
         source: S.
         budget: Bytes of working memory, inputs and result not counted; 1 GiB if left out.
-        precision: "exact", or the type that products of dense Q are computed in, "float32".
+        precision: "exact", or what products are computed in: "float32", or on a CUDA device
+            "tf32" or "bf16", of which elsewhere "float32" takes the place. Squares and whole
+            images on a CPU are always exact.
 
     Returns:
         x̂ with z's shape, type and device, differentiable in z and in the matrices of dense Q and R
@@ -196,7 +207,9 @@ def denoise(
     where = {"dtype": z.dtype, "device": z.device, "budget": budget, "precision": precision}
     chosen = plan(queries, responses, source, len(z), **where)
     path = Streaming(sigma, queries, responses, source, budget, fast=precision != "exact")
-    if chosen.path == "whole image":
+    if chosen.path == "fused":
+        path = Fused(sigma, queries, responses, source, budget, precision=precision)
+    elif chosen.path == "whole image":
         path = whole.WholeImage(sigma, source, budget)
     elif chosen.path == "squares" and boxes.safe(z, sigma, queries.p):
         path = boxes.Squares(sigma, queries, responses, source, budget)
@@ -249,6 +262,11 @@ def _fastest(work: Callable[[], object], device: torch.device) -> float:
     return min(times[1:])
 
 
+def _fusible(precision: str, dtype: torch.dtype) -> bool:
+    """Whether the fused kernels compute in this precision, with digits enough for this type."""
+    return precision in ("tf32", "bf16") or (precision == "exact" and dtype != torch.float64)
+
+
 def _whole(source: Source, batch: int, size: Share) -> Plan:
     per_pair = 5 * math.prod(source.shape) + EXP  # a difference, its square, a weighted sum
     return Plan(
@@ -281,6 +299,35 @@ def _squares(queries: Box, responses: Operator, source: Source, batch: int, size
         flops32=len(source) * batch * (passes * EXP * queries.k + spread + 2 * c * h * w),
         bytes=-(-batch // size.b) * passes * source.images.nbytes,
         device=torch.device("cpu"),
+    )
+
+
+def _fused(
+    queries: Operator,
+    responses: Operator,
+    source: Source,
+    batch: int,
+    device: torch.device,
+    size: Sizes,
+    double: bool,
+) -> Plan:
+    d, passes = math.prod(source.shape), 1 if responses.partition else 2
+    kept = isinstance(queries, Dense) and size.n == len(source)
+    applied = 1 if kept else passes
+    operations = applied * (3 * d + _operations(queries, d)) + _operations(responses, d) + 2 * d
+    operations *= len(source) * batch
+    weights = len(source) * batch * passes * EXP * queries.k
+    return Plan(
+        path="fused",
+        reason=f"differences, products and softmax in one kernel, {_passes(passes)}",
+        b=size.b,
+        n=size.n or len(source),
+        threads=1,
+        memory=size.memory,
+        flops=operations if double else 0,
+        flops32=weights + (0 if double else operations),
+        bytes=-(-batch // size.b) * passes * source.images.nbytes,
+        device=device,
     )
 
 

@@ -67,7 +67,7 @@ def tile(
     Counts what the streaming engine allocates in float64: per noisy image (accumulators), per
     source image (a converted copy), per pair of the two (differences, log-weights, window sums)
     and once (the operators' own matrices and their gradients). On a CPU the pairs are kept within
-    32 MiB, so that their arrays stay in cache: the answer does not depend on it, only the time.
+    64 MiB, so that their arrays stay in cache: the answer does not depend on it, only the time.
 
     Args:
         batch: Number of noisy images.
@@ -110,7 +110,7 @@ def tile(
     b = min(batch, (room - fewest * per_x) // (per_z + fewest * per_pair))
     room -= b * per_z
     if device is None or device.type == "cpu":
-        room = min(room, CACHE_FRIENDLY)
+        room = min(room, 2 * CACHE_FRIENDLY)  # few steps reach the peak that is counted
         b = max(1, min(b, room // (fewest * per_pair)))
     n = max(1, min(source_size, room // (per_x + b * per_pair)))
     too_few = b * n < min(FEWEST_PAIRS, batch * source_size)

@@ -1,0 +1,184 @@
+"""The CUDA kernels: checked against the float64 engine, then timed, in one run on one machine.
+
+    python benchmarks/fused.py [--n 50000] [--b 8 256] [--out results/engine/fused.csv]
+
+The source is random bytes: no kernel's time depends on them, but for squares as responses, which
+skip images of no weight. The alternatives, in float32 PyTorch on the same device:
+
+- loop: the patches one after the other, each a softmax over the source's crops at its place; or,
+  for matrices, the estimators one after the other. They are alike, so that a sample is timed and
+  scaled up.
+- one line: the broadcast difference to all source images, a product or pooling, a softmax and the
+  weighted sum, with whole maps for all pairs; where these fit in memory.
+
+"of peak" is the operations of the products, 2 b N P K for each, per second, against those of a
+large square matrix product in the same precision, measured in the same run.
+"""
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from common import fastest, show, write
+from paths import discs, loop, one_line
+
+from fpmc import Source, diffusion
+from fpmc.engine import fused
+from fpmc.engine.streaming import Streaming
+from fpmc.engine.tiling import tolerance
+from fpmc.operators import Box, Dense, Identity
+from fpmc.source import to_float
+
+SHAPE = (3, 32, 32)
+CHECKED = 2_000
+"""Source images of the check."""
+
+SAMPLE = 4
+"""Estimators of the loop that are timed."""
+
+
+def random_images(n, seed):
+    """Random bytes, smooth over a few pixels, as photographs are."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(n, SHAPE[0], 8, 8, generator=generator)
+    fine = torch.nn.functional.interpolate(coarse, SHAPE[1:], mode="bilinear")
+    return (255 * fine).to(torch.uint8)
+
+
+def methods():
+    """Q and R of each kernel, and the matrix products that they take."""
+    pixels, d = SHAPE[1:], math.prod(SHAPE)
+    masks = discs(pixels[0], 0.1).matrix.cuda()
+    rows = torch.rand(d, d, generator=torch.Generator().manual_seed(0)).cuda()
+    wide = Dense(rows.div_(d).view(d, *SHAPE))
+    return {
+        "PSPC-Square, p = 7": (Box(pixels, 7), Box(pixels, 7), 0),
+        "LS, p = 7": (Box(pixels, 7, "clip"), Identity(pixels), 0),
+        "LS, p = 15": (Box(pixels, 15, "clip"), Identity(pixels), 0),
+        "PSPC-Flex": (Dense(masks), Dense(masks), 2),
+        "Lukoianov": (wide, Identity(SHAPE), 1),
+    }
+
+
+def peaks(side=8192):
+    """Operations a second of a square matrix product, by precision."""
+    measured = {}
+    kinds = {"exact": torch.float64, "tf32": torch.float32, "bf16": torch.bfloat16}
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    for precision, dtype in kinds.items():
+        a = torch.rand(side, side, dtype=dtype, device="cuda")
+        product = torch.empty_like(a)
+        measured[precision] = 2 * side**3 / seconds(lambda: torch.mm(a, a, out=product))  # noqa: B023
+    torch.set_float32_matmul_precision(before)
+    return measured
+
+
+def seconds(work, repeats=3, *, warm=True):
+    """Seconds that the work takes on the device: the best of several runs."""
+
+    def done():
+        work()
+        torch.cuda.synchronize()
+
+    return fastest(done, repeats, warm=warm)
+
+
+def check(name, queries, responses, z, sigma, source):
+    """How far each precision is from the float64 engine; stops if exact is not."""
+    wanted = Streaming(sigma, queries, responses, source).answer(z.double())
+    errors = {}
+    for precision in ("exact", "tf32", "bf16"):
+        answer = fused.denoise(z, sigma, queries, responses, source, precision=precision)
+        errors[precision] = ((answer - wanted).norm() / wanted.norm()).item()
+    if not errors["exact"] <= tolerance(sigma):
+        sys.exit(f"{name}, sigma = {sigma}: off by {errors['exact']:.2g}")
+    return errors
+
+
+def alternatives(z, x, sigma, queries, responses):
+    """Seconds of the loop and of the one line; NaN where memory runs out."""
+    flat = len(queries.shape) == 3  # dimensions are then the pixels of a single channel
+    z_f, x_f = (a.flatten(1)[:, None, None] if flat else a for a in (z, x))
+    operators = (queries, responses)
+    ways = {
+        "loop": lambda: (
+            loop(z, x, sigma, queries, responses, False, seconds)
+            if isinstance(queries, Box)
+            else loop_over_estimators(z, x, sigma, queries)
+        ),
+        "one line": lambda: seconds(lambda: one_line(z_f, x_f, sigma, *operators), 1, warm=False),
+    }
+    times = {}
+    for name, measure in ways.items():
+        try:
+            times[name] = measure()
+        except torch.OutOfMemoryError:
+            times[name] = math.nan
+        torch.cuda.empty_cache()
+    return times
+
+
+def loop_over_estimators(z, x, sigma, queries):
+    """Seconds of the loop over estimators, from a sample of them, a noisy image at a time."""
+    rows = queries.matrix[:: queries.k // SAMPLE][:SAMPLE].float()
+
+    def work():
+        for z_b in z:
+            for q in rows:
+                logits = ((x - z_b).square_() * q).sum((1, 2, 3)).mul_(-0.5 / sigma**2)
+                torch.softmax(logits, 0) @ x.flatten(1)
+
+    return seconds(work, 1, warm=False) * queries.k / SAMPLE
+
+
+def main():
+    """Check, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--n", type=int, default=50_000, help="source images")
+    parser.add_argument("--b", type=int, nargs="+", default=[8, 256], help="noisy images")
+    parser.add_argument("--sigma", type=float, nargs="+", default=[0.1, 1.0])
+    parser.add_argument("--budget", type=int, help="bytes of working memory")
+    parser.add_argument("--no-alternatives", action="store_true", help="time the kernels alone")
+    parser.add_argument("--out", type=Path, help="CSV file to write")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA device: these kernels run on one only")
+
+    device, most = torch.device("cuda", torch.cuda.current_device()), max(options.b)
+    source = Source(random_images(options.n, 0).to(device))
+    few = Source(source.images[:CHECKED])
+    clean, best, rows = to_float(random_images(most, 1)), peaks(), []
+    for name, (queries, responses, products) in methods().items():
+        for sigma in options.sigma:
+            z = diffusion.add_noise(clean, sigma, 0).to(device)
+            errors = check(name, queries, responses, z[:4], sigma, few)
+            for b in options.b:
+                arguments = (z[:b], sigma, queries, responses, source)
+                others = {"loop": math.nan, "one line": math.nan}
+                if not options.no_alternatives:
+                    others = alternatives(z[:b], to_float(source.images), *arguments[1:4])
+                for precision, error in errors.items():
+                    row = {"dataset": "random", "method": name, "sigma": sigma, "seed": 0}
+                    row |= {"N": len(source), "b": b, "precision": precision, "error": error}
+                    start = time.perf_counter()
+                    row["seconds"] = seconds(
+                        lambda: fused.denoise(*arguments, options.budget, precision)  # noqa: B023
+                    )
+                    pairs, k = b * len(source), queries.k
+                    pixels = math.prod(queries.shape)
+                    speed = 2 * products * pairs * pixels * k / row["seconds"]
+                    row |= {"operations/s": speed, "of peak": speed / best[precision]}
+                    row |= {f"{other} / ours": s / row["seconds"] for other, s in others.items()}
+                    rows.append({**row, "GPU": torch.cuda.get_device_name(device)})
+                    print(f"{name}, {precision}: {time.perf_counter() - start:.1f} s", flush=True)
+                if options.out:
+                    write(options.out, rows)
+    show([{key: value for key, value in row.items() if key != "dataset"} for row in rows])
+
+
+if __name__ == "__main__":
+    main()

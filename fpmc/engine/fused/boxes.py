@@ -1,0 +1,89 @@
+"""Squares on a CUDA device: one pass with one-hot responses, two with squares as responses."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fpmc.engine.fused import box_kernels
+from fpmc.engine.fused.inputs import Inputs
+from fpmc.engine.fused.kernels import power_of_two, types
+from fpmc.engine.fused.merging import merge
+from fpmc.engine.fused.precisions import Precision
+from fpmc.engine.fused.sizes import ROWS, span
+from fpmc.operators import Box, Identity
+
+__all__ = ["mean"]
+
+SMALLEST = 16
+"""The least side of a product's tiles."""
+
+
+def mean(
+    inputs: Inputs, queries: Box, responses: Box | Identity, splits: int, precision: Precision
+) -> Float[Tensor, "b c h w"]:
+    """The posterior mean in stored units.
+
+    Args:
+        inputs: z and the source.
+        queries: Q.
+        responses: R.
+        splits: Parts of the source that are summed side by side.
+        precision: How the products are computed.
+    """
+    if isinstance(responses, Identity):
+        _, mass, total = _gather(inputs, queries, splits, precision, one_hot=True)
+        return total.div_(mass.unsqueeze(1))
+    peak, mass = _gather(inputs, queries, splits, precision, one_hot=False)
+    log_norm = mass.log_().add_(peak)
+    total = _mix(inputs, log_norm, queries, responses, splits, precision)
+    return total.div_(responses.coverage().to(total)).add_(inputs.middle)
+
+
+def _gather(inputs, queries, splits, precision, *, one_hot) -> tuple[Tensor, ...]:
+    """Each estimator's maximum and mass (b, *grid), and its pixel's weighted sums (b, c, h, w)."""
+    n, c, h, w = inputs.x.shape
+    b, (grid_h, grid_w) = len(inputs.z), queries.grid
+    size = span(n, splits, 1)
+    splits = -(-n // size)
+    peak, mass = (inputs.z.new_empty(splits, b, grid_h, grid_w) for _ in range(2))
+    total = inputs.z.new_empty(splits, b, c, h, w) if one_hot else None
+    rows = min(ROWS, _padded(grid_h))
+    box_kernels.gather[-(-grid_h // rows), b, splits](
+        inputs.z, inputs.centre, inputs.x, inputs.log_weights, peak, mass, total,
+        n, size, inputs.scale, h, w, grid_h, grid_w, _before(queries), queries.p,
+        channels=c, values=power_of_two(c) if one_hot else 0, rows=rows,
+        pad_h=_padded(h), pad_w=_padded(w), pad_grid_w=_padded(grid_w),
+        num_warps=_warps(h, w), **types(precision),
+    )  # fmt: skip
+    return merge(peak, mass, total) if one_hot else merge(peak, mass)
+
+
+def _mix(inputs, log_norm, queries, responses, splits, precision) -> Float[Tensor, "b c h w"]:
+    """Σ_n (Rᵀ w_n) ⊙ (x_n − middle)."""
+    n, c, h, w = inputs.x.shape
+    b, (grid_h, grid_w) = len(inputs.z), queries.grid
+    size = span(n, splits, 1)
+    splits = -(-n // size)
+    total = inputs.z.new_empty(splits, b, c, h, w)
+    rows = min(ROWS, _padded(h))
+    box_kernels.mix[-(-h // rows), b, splits](
+        inputs.z, inputs.centre, inputs.x, inputs.log_weights, log_norm, total,
+        n, size, inputs.scale, inputs.middle, h, w, grid_h, grid_w, _before(queries), queries.p,
+        _before(responses), responses.p, channels=c, values=power_of_two(c), rows=rows,
+        pad_h=_padded(h), pad_w=_padded(w), pad_grid_h=_padded(grid_h), pad_grid_w=_padded(grid_w),
+        num_warps=_warps(h, w), **types(precision),
+    )  # fmt: skip
+    return total.sum(0)
+
+
+def _before(op: Box) -> int:
+    """Pixels of a square above and left of the pixel that stands for it."""
+    return op.p // 2 if op.border == "clip" else 0
+
+
+def _padded(side: int) -> int:
+    return max(SMALLEST, power_of_two(side))
+
+
+def _warps(h: int, w: int) -> int:
+    """Groups of 32 threads for an image's tile: few enough registers each."""
+    return 4 if max(h, w) <= 16 else 8 if max(h, w) <= 32 else 16

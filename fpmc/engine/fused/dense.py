@@ -1,0 +1,133 @@
+"""Dense matrices on a CUDA device: one product with one-hot responses, two or three without."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fpmc.engine.fused import dense_kernels
+from fpmc.engine.fused.inputs import Inputs
+from fpmc.engine.fused.kernels import power_of_two, types
+from fpmc.engine.fused.merging import merge
+from fpmc.engine.fused.precisions import NOISY, Precision
+from fpmc.engine.fused.sizes import Sizes, span
+from fpmc.operators import Dense, Identity
+
+__all__ = ["Matrices", "mean"]
+
+
+class Matrices:
+    """Q and R as the kernels read them.
+
+    Args:
+        queries: Q.
+        responses: R.
+        device: Where the sum runs.
+        precision: How the products are computed.
+
+    Attributes:
+        k: The number of estimators.
+        q: Shape (k, pixels), as operands.
+        q_pixels: The pixels of Q, or dimensions.
+        r: Rᵀ, shape (pixels, k), as operands; None if R is one-hot.
+        coverage: Rᵀ1 of those, shape (pixels,), float64.
+    """
+
+    def __init__(
+        self,
+        queries: Dense,
+        responses: Dense | Identity,
+        device: torch.device,
+        precision: Precision,
+    ):
+        self.q = precision.rounded(queries.matrix.detach().flatten(1).to(device)).contiguous()
+        self.k, self.q_pixels = self.q.shape
+        self.r = self.coverage = None
+        if isinstance(responses, Dense):
+            r = responses.matrix.detach().flatten(1).to(device)
+            self.r = precision.rounded(r.T.contiguous())
+            self.coverage = self.r.sum(1, dtype=torch.float64)
+
+
+def mean(
+    inputs: Inputs, matrices: Matrices, sizes: Sizes, precision: Precision
+) -> Float[Tensor, "b d"]:
+    """The posterior mean in stored units, of d dimensions.
+
+    Args:
+        inputs: z and the source.
+        matrices: Q and R.
+        sizes: How much is held at a time.
+        precision: How the products are computed.
+    """
+    n, d = len(inputs.x), math.prod(inputs.x.shape[1:])
+    if matrices.r is None:
+        values = d // matrices.k
+        _, total = _gather(inputs, matrices, sizes, precision, 0, n, values=values)
+        return (total[:, :values] / total[:, values:]).flatten(1)
+
+    keeps_all = sizes.n >= n
+    kept = inputs.z.new_empty(len(inputs.z) * min(sizes.n, n) * matrices.k)
+    first = kept if keeps_all else None
+    peak, mass = _gather(inputs, matrices, sizes, precision, 0, n, kept=first)
+    log_norm = mass[:, 0].log_().add_(peak).unsqueeze(1)
+    total = torch.zeros(len(inputs.z), d, dtype=torch.float64, device=inputs.z.device)
+    for begin in range(0, n, sizes.n):
+        end = min(begin + sizes.n, n)
+        if not keeps_all:
+            _gather(inputs, matrices, sizes, precision, begin, end, kept=kept)
+        weights = kept[: len(inputs.z) * (end - begin) * matrices.k]
+        weights = weights.view(len(inputs.z), end - begin, matrices.k)
+        weights.sub_(log_norm).exp_()
+        total += _mix(inputs, weights, matrices, sizes, precision, begin, end)
+    total = total.unflatten(1, (-1, len(matrices.coverage))).div_(matrices.coverage)
+    return total.flatten(1).add_(inputs.middle)
+
+
+def _gather(
+    inputs, matrices, sizes, precision, begin, end, *, values=0, kept=None
+) -> tuple[Tensor, Tensor]:
+    """Each estimator's maximum (b, k), and weighted sums of its values and mass (b, values + 1, k).
+
+    With ``kept`` the log-weights are written there, (b, end − begin, k).
+    """
+    b, k, tiles = len(inputs.z), matrices.k, precision.tiles
+    block_b, block_n = _rows(b, tiles.pairs)
+    size = span(end - begin, sizes.splits, block_n)
+    splits = -(-(end - begin) // size)
+    peak = inputs.z.new_empty(splits, b, k)
+    total = inputs.z.new_empty(splits, b, values + 1, k)
+    dense_kernels.gather[-(-k // tiles.columns), -(-b // block_b), splits](
+        inputs.z, inputs.centre, inputs.x, inputs.log_weights, matrices.q, kept, peak, total,
+        b, k, matrices.q_pixels, begin, end, size, inputs.scale,
+        channels=math.prod(inputs.x.shape[1:]) // matrices.q_pixels, values=values,
+        pad_values=power_of_two(values + 1), block_b=block_b, block_n=block_n,
+        block_k=tiles.columns, block_p=tiles.inner, num_warps=tiles.warps, num_stages=tiles.stages,
+        **types(precision),
+    )  # fmt: skip
+    return merge(peak, total)
+
+
+def _mix(inputs, weights, matrices, sizes, precision, begin, end) -> Float[Tensor, "b d"]:
+    """Σ_n (Rᵀ w_n) ⊙ (x_n − middle) over begin … end."""
+    b, d, tiles = len(inputs.z), math.prod(inputs.x.shape[1:]), precision.tiles
+    pixels = len(matrices.r)
+    channels = d // pixels
+    block_b, block_n = _rows(b, tiles.pairs)
+    size = span(end - begin, sizes.splits, block_n)
+    splits = -(-(end - begin) // size)
+    total = inputs.z.new_empty(splits, b, d)
+    dense_kernels.mix[-(-pixels // tiles.columns), -(-b // block_b), splits](
+        weights, matrices.r, inputs.x, total, b, matrices.k, pixels, begin, end, size,
+        inputs.middle, channels=channels, pad_channels=power_of_two(channels),
+        block_b=block_b, block_n=block_n, block_p=tiles.columns, block_k=tiles.inner,
+        num_warps=tiles.warps, num_stages=tiles.stages, **types(precision),
+    )  # fmt: skip
+    return total.sum(0)
+
+
+def _rows(b: int, pairs: int) -> tuple[int, int]:
+    """Noisy and source images whose pairs are a tile's rows."""
+    block_b = min(NOISY, power_of_two(b))
+    return block_b, pairs // block_b

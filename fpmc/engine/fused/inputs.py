@@ -1,0 +1,111 @@
+r"""What every kernel reads: z in the units that the source is stored in, and a constant per pixel.
+
+A constant c_p taken from each pixel's difference, the same for all n, adds the same
+:math:`(Qc)_k/2\sigma^2` to all log-weights of an estimator: no posterior changes. The smaller
+:math:`\delta_n - c` is for the images that have the weight, the less a rounded product loses.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fpmc.engine.fused.precisions import Precision
+from fpmc.source import Source
+
+__all__ = ["SAMPLE", "Inputs", "answer", "centre", "prepare"]
+
+SAMPLE = 64
+"""Source images from which :func:`centre` takes means and variances."""
+
+
+class Inputs(NamedTuple):
+    """What the kernels read.
+
+    Attributes:
+        z: Noisy images in stored units, shape (b, c, h, w).
+        centre: c, in their square, with the pixels of Q: shape (b, *pixels); None if exact.
+        x: The source's images as stored, shape (n, c, h, w).
+        log_weights: log S(x_n), shape (n,); None if all are equal.
+        scale: −1 / 2σ², in stored units: one number.
+        middle: The middle of the range of x. Taken from x where rounded weights of a sum of nearly
+            one are mixed, it keeps their error from being multiplied by more than half the range.
+    """
+
+    z: Tensor
+    centre: Tensor | None
+    x: Tensor
+    log_weights: Tensor | None
+    scale: Tensor
+    middle: float
+
+
+def prepare(
+    z: Float[Tensor, "b c h w"],
+    sigma: float,
+    source: Source,
+    pixels: tuple[int, ...],
+    precision: Precision,
+) -> Inputs:
+    """Make the kernels' inputs.
+
+    Args:
+        z: Noisy images, shape (b, c, h, w).
+        sigma: Their noise level σ > 0.
+        source: S.
+        pixels: Q's shape, (h, w) or (c, h, w).
+        precision: How the kernels compute.
+    """
+    unit, shift = _units(source)
+    z = z.detach().double()
+    c = centre(z, sigma, source, pixels).mul_(unit**2) if precision.reduced else None
+    log_weights = source.log_weights
+    scaled = z.add(shift).mul_(unit).to(precision.dtype).contiguous()
+    return Inputs(
+        scaled,
+        None if c is None else c.to(precision.dtype).contiguous(),
+        source.images.detach(),
+        None if log_weights is None else log_weights.to(z.device, precision.dtype),
+        scaled.new_tensor(-0.5 / (sigma * unit) ** 2),
+        unit * shift,
+    )
+
+
+def centre(
+    z: Float[Tensor, "b c h w"], sigma: float, source: Source, pixels: tuple[int, ...]
+) -> Float[Tensor, "b ..."]:
+    r"""A guess at the difference between z and the images that have the weight.
+
+    With m and v each dimension's mean and variance over a few source images, the expectation of
+    :math:`(z - x)^2` if x were Gaussian given z, each dimension on its own:
+
+    .. math:: c = \Big(\frac{\sigma^2}{v + \sigma^2}\Big)^2 (z - m)^2 + \frac{v\sigma^2}{v+\sigma^2}
+
+    summed over channels if Q is. It goes to σ² per dimension at low noise and to the mean over
+    the source at high noise.
+
+    Args:
+        z: Noisy images in [-1, 1] and noise, float64, shape (b, c, h, w).
+        sigma: Their noise level σ > 0.
+        source: S.
+        pixels: Q's shape, (h, w) or (c, h, w).
+
+    Returns:
+        c, shape (b, *pixels).
+    """
+    few = torch.linspace(0, len(source) - 1, min(SAMPLE, len(source))).long()
+    v, m = torch.var_mean(source.read(few, torch.float64, z.device), 0, correction=0)
+    share = sigma**2 / (v + sigma**2)
+    c = (z - m).mul_(share).square_().add_(v * share)
+    return c.sum(1) if len(pixels) == 2 else c
+
+
+def answer(mean: Float[Tensor, "b c h w"], z: Tensor, source: Source) -> Float[Tensor, "b c h w"]:
+    """A posterior mean in stored units, back in [-1, 1], with z's type."""
+    unit, shift = _units(source)
+    return mean.double().div_(unit).sub_(shift).to(z)
+
+
+def _units(source: Source) -> tuple[float, float]:
+    return (127.5, 1.0) if source.images.dtype == torch.uint8 else (1.0, 0.0)
