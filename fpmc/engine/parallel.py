@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.engine.compiled import MISSING
 from fpmc.source import Source
 
 __all__ = ["Need", "Sums", "answer", "readable", "scaled", "shares", "side_by_side"]
@@ -32,9 +33,10 @@ class Need(NamedTuple):
 
 
 def readable(source: Source, device: torch.device) -> bool:
-    """Whether compiled code can read the source: all on the CPU, stored as a type it knows."""
+    """Whether compiled code can read the source: if any: on the CPU, of a type it knows."""
     on_cpu = device.type == "cpu" and source.images.device.type == "cpu"
-    return on_cpu and source.images.dtype in STORED and source.images.layout == torch.strided
+    stored = source.images.dtype in STORED and source.images.layout == torch.strided
+    return not MISSING and on_cpu and stored
 
 
 def scaled(
