@@ -88,15 +88,21 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("training").add_argument
     add("--arch", choices=["ddpmpp", "ncsnpp"], action="append", help="train this one alone")
     add("--train-minutes", type=float, help="budget of each network (default: the recipe's images)")
-    add("--train-images", type=int, help="budget of each network")
-    add("--train-batch", type=int, help="images per step")
-    add("--train-rate", type=float, help="highest learning rate")
-    add("--train-options", type=json.loads, help="of the architecture, as JSON")
+    add(
+        "--recipe",
+        type=json.loads,
+        default={},
+        help='what else differs from the recipe, as JSON: {"batch": 256}',
+    )
     add("--runs", type=Path, default=Job.runs, help="folder of states and single maps")
 
     add = parser.add_argument_group("engine").add_argument
-    add("--benchmark", action="append", help="a script of benchmarks/ with its arguments, in which "
-        "{device} and {n} are filled in (default: " + "; ".join(engine.DEFAULT) + ")")  # fmt: skip
+    add(
+        "--benchmark",
+        action="append",
+        help="a script of benchmarks/ with its arguments, in which {device} and {n} are filled in "
+        f"(default: {engine.DEFAULT['cpu'][0]}, on cuda {engine.DEFAULT['cuda'][0]})",
+    )
     return parser
 
 
@@ -138,13 +144,11 @@ def job_of(given: argparse.Namespace) -> Job:
 
 def stages_of(given: argparse.Namespace, job: Job) -> dict[str, Callable[[Clock], None]]:
     """The stages asked for, in order."""
-    changes = {name: getattr(given, f"train_{name}") for name in
-               ("minutes", "images", "batch", "rate", "options")}  # fmt: skip
+    changes = {} if given.train_minutes is None else {"minutes": given.train_minutes}
     training = train.Training(
-        archs=tuple(given.arch or train.Training.archs),
-        changes=tuple((name, value) for name, value in changes.items() if value is not None),
+        archs=tuple(given.arch or train.Training.archs), changes=changes | given.recipe
     )
-    benchmarks = given.benchmark or list(engine.DEFAULT)
+    benchmarks = given.benchmark or engine.DEFAULT[torch.device(given.device).type]
     run = {
         "train": lambda clock: train.run(job, clock, training),
         "worth": lambda clock: worth.run(job, clock),

@@ -281,8 +281,8 @@ def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_pat
     options = '{"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0}'
     words = f"--data {folder_of_images(tmp_path)} --label tiny-jpeg --out {out} --steps 4".split()
     words += f"--runs {tmp_path / 'runs'} --points 3 --samples 2 --part 1 --batch 4".split()
-    words += ["--sources", "els=10", "--map-images", "1", "--train-options", options]
-    words += ["--train-images", "64", "--train-batch", "32", "--budget", "0.1"]
+    words += ["--sources", "els=10", "--map-images", "1", "--budget", "0.1"]
+    words += ["--recipe", f'{{"images": 64, "batch": 32, "options": {options}}}']
     words += ["--benchmark", "speed.py --n {n} --device {device}"]
     code = f"""if True:
         import sys
@@ -327,7 +327,7 @@ def test_training_that_its_minutes_stop_ends_as_one_run(job, tmp_path):
     train, clock = stage("stages.train"), stage("stages.clock")
     options = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0}
     changes = {"images": 96, "batch": 32, "options": options}
-    training = train.Training(archs=("ncsnpp",), changes=tuple(changes.items()))
+    training = train.Training(archs=("ncsnpp",), changes=changes)
     weights = []
     for minutes in (math.inf, 1e-6):
         name = str(minutes)
@@ -367,6 +367,8 @@ def test_what_the_command_cannot_do_is_one_line(tmp_path):
         main(["--data", "digits", "--sources", "els"])
     with pytest.raises(SystemExit, match="error: name: got 'nothing'"):
         main(["--data", "nothing", "--out", str(tmp_path), "--runs", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"error: recipe: got \{'batches': 3\}"):
+        main(["--data", "photos32", "--stage", "train", "--recipe", '{"batches": 3}'])
     words = ["--data", "digits", "--out", str(tmp_path), "--stage", "engine"]
     with pytest.raises(SystemExit, match=r"error: .*none\.py: no such benchmark"):
         main([*words, "--benchmark", "none.py"])

@@ -4,21 +4,19 @@ import shlex
 import subprocess
 import sys
 
+from fpmc.storage import whole
 from stages.clock import Clock
 from stages.job import ROOT, Job
 
 __all__ = ["DEFAULT", "run"]
 
 FOLDER = ROOT / "benchmarks"
-DEFAULT = (
-    "roofline.py --device {device}",
-    "paths.py --device {device} --n {n}",
-)
-"""What runs where nothing else is asked for: a script of the folder, and its arguments."""
+DEFAULT = {"cpu": ["paths.py"], "cuda": ["fused.py --n {n}"]}
+"""What runs where nothing else is asked for: scripts of the folder, and their arguments."""
 
 
 def run(job: Job, clock: Clock, benchmarks: list[str]) -> None:
-    """Run each script that has no table yet, with ``--out`` for its table.
+    """Run each script that has no table yet, with ``--out`` for its table, kept if it ends well.
 
     Args:
         job: Where to, and on which device.
@@ -40,8 +38,8 @@ def run(job: Job, clock: Clock, benchmarks: list[str]) -> None:
         if out.exists():
             continue
         out.parent.mkdir(parents=True, exist_ok=True)
-        with clock.unit("engine"):
-            command = [sys.executable, str(path), *arguments, "--out", str(out)]
+        with clock.unit("engine"), whole(out) as beside:
+            command = [sys.executable, str(path), *arguments, "--out", str(beside)]
             code = subprocess.run(command).returncode
-        if code:
-            raise ValueError(f"{shlex.join(command)}: ended with status {code}")
+            if code:
+                raise ValueError(f"{shlex.join(command)}: ended with status {code}")

@@ -1,7 +1,8 @@
 """The networks that the methods are compared with, trained on the images that are their source."""
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,15 @@ class Training:
     """
 
     archs: tuple[str, ...] = ("ddpmpp", "ncsnpp")
-    changes: tuple[tuple[str, Any], ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     def recipe(self, job: Job, arch: str) -> Recipe:
-        return replace(recipe(job.data, arch, **dict(self.changes)), seed=job.seed)
+        """The recipe of one of them; lists are taken for the tuples that a recipe has."""
+        changes = {k: tuple(v) if isinstance(v, list) else v for k, v in self.changes.items()}
+        try:
+            return recipe(job.data, arch, **{"seed": job.seed, **changes})
+        except TypeError as error:
+            raise ValueError(f"recipe: got {dict(self.changes)} ({error})") from error
 
 
 def run(job: Job, clock: Clock, training: Training) -> None:
