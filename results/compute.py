@@ -145,9 +145,8 @@ def job_of(given: argparse.Namespace) -> Job:
 def stages_of(given: argparse.Namespace, job: Job) -> dict[str, Callable[[Clock], None]]:
     """The stages asked for, in order."""
     changes = {} if given.train_minutes is None else {"minutes": given.train_minutes}
-    training = train.Training(
-        archs=tuple(given.arch or train.Training.archs), changes=changes | given.recipe
-    )
+    own = [arch for arch, named in (("ddpmpp", job.network), ("ncsnpp", job.other)) if not named]
+    training = train.Training(archs=tuple(given.arch or own), changes=changes | given.recipe)
     benchmarks = given.benchmark or engine.DEFAULT[torch.device(given.device).type]
     run = {
         "train": lambda clock: train.run(job, clock, training),

@@ -348,6 +348,13 @@ def test_training_that_its_minutes_stop_ends_as_one_run(job, tmp_path):
     assert torch.equal(*weights)
 
 
+def test_networks_that_are_named_are_not_trained(tmp_path):
+    words = ["--data", "cifar10", "--root", str(tmp_path / "nothing"), "--out", str(tmp_path)]
+    named = ["--network", "edm-cifar10-32x32-uncond-vp", "--other", "edm-cifar10-32x32-uncond-ve"]
+    stage("compute").main([*words, *named, "--stage", "train"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_out_of_time_ends_with_a_status_of_its_own(tmp_path, monkeypatch, capsys):
     compute = stage("compute")
 

@@ -106,8 +106,9 @@ class Job:
 
     def file(self, arch: str) -> str:
         """The data's own network of this architecture: a shipped one, or the one trained here."""
-        shipped = f"{self.data}/{arch}"
-        return shipped if shipped in networks.SHIPPED else f"{self.folder / arch}.safetensors"
+        names = (f"{name}/{arch}" for name in (self.label, self.data))
+        shipped = (name for name in names if name in networks.SHIPPED)
+        return next(shipped, f"{self.folder / arch}.safetensors")
 
     @property
     def reference_file(self) -> str:

@@ -27,7 +27,7 @@ class Training:
         changes: What differs from the recipe of :func:`fpmc.networks.recipes.recipe`.
     """
 
-    archs: tuple[str, ...] = ("ddpmpp", "ncsnpp")
+    archs: tuple[str, ...]
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def recipe(self, job: Job, arch: str) -> Recipe:
