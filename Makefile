@@ -46,7 +46,7 @@ notebooks: .venv/installed ## execute the chapters and store their text outputs 
 figure: .venv/installed ## draw the picture that the README shows, from the landing page's cell
 	$(BIN)/python book/overview.py
 
-results: .venv/installed ## compute the tables of results/DATA: make results DATA=photos DEVICE=cpu
+results: .venv/installed ## compute the tables of results/DATA, in stages that resume: make results DATA=cifar10 DEVICE=cuda
 	$(BIN)/python results/compute.py --data $(DATA) --device $(DEVICE) $(ARGS)
 
 lint: .venv/installed ## format and lint the code

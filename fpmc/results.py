@@ -1,6 +1,7 @@
 """The stored tables of heavy runs, which ``results/compute.py`` writes."""
 
 import csv
+import math
 import os
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from fpmc.metrics import Estimate
 __all__ = ["images", "measurements", "read", "stored"]
 
 FOLDER = Path(__file__).parents[1] / "results"
-TABLES = ("denoising", "samples", "schedules")
-TEXT = ("data", "network", "reference", "method", "schedule", "z", "device", "version", "torch")
+TABLES = ("copies", "denoising", "maps", "samples", "schedules", "worth")
+TEXT = ("data", "network", "reference", "method", "schedule", "z")
+TEXT += ("device", "version", "torch", "code", "date")
 
 
 def stored(root: str | os.PathLike | None = None) -> list[tuple[str, str]]:
-    """The stored comparisons with a network: (dataset, table), in order.
+    """The stored tables of comparisons with a network: (dataset, table), in order.
 
     Args:
         root: The folder ``results``, if it is not beside the package.
@@ -34,11 +36,11 @@ def read(
     """A stored table, a dictionary per row.
 
     A column with a standard error beside it, such as ``mse`` with ``mse_error``, is read as one
-    :class:`fpmc.metrics.Estimate`; other numbers are floats.
+    :class:`fpmc.metrics.Estimate`; other numbers are floats, NaN where a row has none.
 
     Args:
         data: The dataset, a folder in ``results``.
-        table: "schedules", "denoising" or "samples".
+        table: "schedules", "denoising", "samples", "worth", "copies" or "maps".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:
@@ -114,5 +116,5 @@ def _row(row: dict[str, str]) -> dict[str, str | float | Estimate]:
         elif f"{name}_error" in row:
             values[name] = Estimate(float(value), float(row[f"{name}_error"]), int(row["n"]))
         elif not name.endswith("_error"):
-            values[name] = float(value)
+            values[name] = float(value) if value else math.nan
     return values

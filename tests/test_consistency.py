@@ -87,6 +87,22 @@ class TestEnvironments:
         code = f"import sys; sys.modules['{missing}'] = None; import {modules}"
         subprocess.run([sys.executable, "-c", code], check=True)
 
+    def test_without_compiled_kernels_the_same_answers_are_streamed(self):
+        """The device's own machine may lack numba, and what only other data or downloads need."""
+        code = """if True:
+            import sys
+            sys.modules |= dict.fromkeys(["numba", "llvmlite", "skimage", "pooch"])
+            import torch, fpmc
+            from fpmc.engine import compiled, plan
+            source = fpmc.Source(torch.rand(20, 1, 8, 8))
+            for denoiser in (fpmc.methods.optimal(source), fpmc.methods.pspc_square(source, 3)):
+                assert plan(*denoiser.operators(1.0), source, 2).path == "streaming"
+                assert denoiser(torch.zeros(2, 1, 8, 8), 1.0).isfinite().all()
+            print(compiled.MISSING)
+        """
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "numba cannot be imported" in done.stdout, done.stderr
+
     def test_the_version_is_one(self):
         citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
         assert citation["version"] == fpmc.__version__

@@ -1,10 +1,20 @@
 """Stored tables: what is read is what was written, and computing goes on where it stopped."""
 
-import importlib.util
+import csv
+import importlib
+import itertools
+import math
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from fpmc import networks, results, sensitivity
 from fpmc.methods.schedules import FOUND, found, patch_schedule
@@ -13,106 +23,362 @@ from tests.test_networks import tiny
 
 ROOT = Path(__file__).parents[1]
 LEVELS = [2.0, 0.3]
+KNOBS = {
+    "pspc_square": [3, 8],
+    "pspc_flex": [0.5, 1.0],
+    "ls": [3, 5],
+    "els": [3, 5],
+    "lukoianov": [0.02, 0.1],
+}
+VARYING = ("seconds", "date", "code")
 
 
-@pytest.fixture(scope="module")
-def compute():
-    spec = importlib.util.spec_from_file_location("compute", ROOT / "results" / "compute.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compute"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["compute"]
+def stage(name):
+    """A module of the command that computes the tables."""
+    if str(ROOT / "results") not in sys.path:
+        sys.path.insert(0, str(ROOT / "results"))
+    return importlib.import_module(name)
 
 
 @pytest.fixture
-def job(compute, tmp_path):
+def job(tmp_path, monkeypatch):
     """A small comparison on digits: two noise levels, two points, two values of each knob."""
     for seed in (0, 1):
         path = tmp_path / f"network{seed}.safetensors"
         networks.save(tiny(shape=(1, 8, 8), seed=seed), path)
     network = networks.load(tmp_path / "network0.safetensors")
-    maps = sensitivity.maps_over(network, LEVELS, compute.data.load("digits").test[:1])
+    maps = sensitivity.maps_over(network, LEVELS, stage("stages.job").data.load("digits").test[:1])
     sensitivity.write(tmp_path / "maps.npz", maps)
+    monkeypatch.setattr(stage("stages.contest"), "values", lambda job, name: KNOBS[name])
 
-    class Small(compute.Job):
+    class Small(stage("stages.job").Job):
         levels = LEVELS
-        knobs = {  # noqa: RUF012
-            "pspc_square": [3, 8],
-            "pspc_flex": [0.5, 1.0],
-            "ls": [3, 5],
-            "els": [3, 5],
-            "lukoianov": [0.02, 0.1],
-        }
 
     return Small(
-        "digits",
-        None,
-        str(tmp_path / "network0.safetensors"),
-        str(tmp_path / "network1.safetensors"),
-        str(tmp_path / "maps.npz"),
+        data="digits",
+        out=tmp_path / "digits",
+        label="digits",
+        network=str(tmp_path / "network0.safetensors"),
+        other=str(tmp_path / "network1.safetensors"),
+        maps=str(tmp_path / "maps.npz"),
         points=2,
         samples=2,
         batch=2,
-        els_source=50,
-        seed=0,
-        device="cpu",
+        sources={"els": 50},
     )
 
 
-def test_the_stages_compute_every_row_once_and_the_tables_can_be_read(compute, job, tmp_path):
+def run(job, *names, clock=None):
+    """Run stages."""
+    for name in names:
+        stage(f"stages.{name}").run(job, clock or stage("stages.clock").Clock())
+
+
+def rows(path):
+    """A table's rows, without what differs between runs."""
+    with path.open(newline="") as file:
+        return [
+            {name: value for name, value in row.items() if name not in VARYING}
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_the_stages_compute_every_row_once_and_the_tables_can_be_read(job, tmp_path):
     out = tmp_path / "digits"
     for _ in range(2):
-        compute.schedules(job, out)
-        compute.store(job, out)
-        compute.denoising(job, out)
-        compute.samples(job, out)
+        run(job, "schedules", "denoising", "samples", "worth")
         contents = [path.read_bytes() for path in sorted(out.glob("*.csv"))]
     assert len(results.read("digits", "schedules", tmp_path)) == 5 * 2 * 2
-    rows = results.read("digits", "denoising", tmp_path)
-    assert len(rows) == (2 + 5 + 3) * 2 * 2
-    assert isinstance(rows[0]["mse"], Estimate)
-    assert rows[0]["mse"].n == 2
-    assert {row["n_source"] for row in rows if row["method"] == "els"} == {50}
+    denoised = results.read("digits", "denoising", tmp_path)
+    assert len(denoised) == (2 + 5 + 3) * 2 * 2
+    assert isinstance(denoised[0]["mse"], Estimate)
+    assert denoised[0]["mse"].n == 2
+    assert {row["n_source"] for row in denoised if row["method"] == "els"} == {50}
     drawn = results.images("digits", tmp_path)
     assert drawn["pspc_square, found"].shape == (2, 1, 8, 8)
     assert len(results.read("digits", "samples", tmp_path)) == 1 + 10
+    worth = results.read("digits", "worth", tmp_path)
+    assert len(worth) == 2 * 10
+    assert isinstance(worth[0]["wiener"], Estimate)
     assert results.stored(tmp_path) == [
-        ("digits", name) for name in ("denoising", "samples", "schedules")
+        ("digits", name) for name in ("copies", "denoising", "samples", "schedules", "worth")
     ]
-    compute.denoising(job, out)
+    run(job, "denoising")
     assert contents == [path.read_bytes() for path in sorted(out.glob("*.csv"))]
 
 
-def test_a_stage_that_was_stopped_goes_on_and_never_leaves_half_a_table(
-    compute, job, tmp_path, monkeypatch
-):
-    out, calls, mse = tmp_path / "digits", iter(range(7)), compute.metrics.mse
+def test_a_stage_that_was_stopped_goes_on_and_never_leaves_half_a_table(job, tmp_path, monkeypatch):
+    schedules, calls = stage("stages.schedules"), iter(range(7))
+    mse = schedules.metrics.mse
 
     def stop(a, b):
         if next(calls, None) is None:
             raise KeyboardInterrupt
         return mse(a, b)
 
-    monkeypatch.setattr(compute.metrics, "mse", stop)
+    monkeypatch.setattr(schedules.metrics, "mse", stop)
     with pytest.raises(KeyboardInterrupt):
-        compute.schedules(job, out)
+        run(job, "schedules")
     before = results.read("digits", "schedules", tmp_path)
     assert len(before) == 7
-    monkeypatch.setattr(compute.metrics, "mse", mse)
-    compute.schedules(job, out)
+    monkeypatch.setattr(schedules.metrics, "mse", mse)
+    with pytest.raises(ValueError, match="not complete; run the stage schedules to its end"):
+        run(job, "denoising")
+    run(job, "schedules")
     after = results.read("digits", "schedules", tmp_path)
     assert len(after) == 20
     assert after[:7] == before
 
 
-def test_the_schedule_is_the_value_with_the_lowest_error(compute, job, tmp_path):
-    compute.schedules(job, tmp_path / "digits")
-    rows = results.read("digits", "schedules", tmp_path)
-    for method, schedule in compute.best(tmp_path / "digits").items():
-        for sigma, value in schedule.items():
-            here = [r for r in rows if (r["method"], r["sigma"]) == (method, sigma)]
-            assert value == min(here, key=lambda row: row["mse"])["value"]
+@pytest.mark.parametrize("papers", [False, True])
+def test_stages_that_their_minutes_stop_end_with_the_tables_of_one_run(job, tmp_path, papers):
+    clock = stage("stages.clock")
+    job = replace(job, papers=papers, samples=3, part=1)
+    names = ("schedules", "denoising", "samples")
+    run(replace(job, out=tmp_path / "whole"), *names)
+    stops = 0
+    for name in names:
+        while True:
+            seconds = itertools.count()
+            try:
+                run(job, name, clock=clock.Clock(20 / 60, lambda: next(seconds)))  # noqa: B023
+            except clock.OutOfTimeError:
+                stops += 1
+            else:
+                break
+    assert stops > 5
+    for name in names:
+        assert rows(job.out / f"{name}.csv") == rows(tmp_path / "whole" / f"{name}.csv")
+    with np.load(job.out / "each.npz") as parts, np.load(tmp_path / "whole" / "each.npz") as whole:
+        assert set(parts) == set(whole)
+        for name in parts:
+            np.testing.assert_array_equal(parts[name], whole[name])
+
+
+class TestClock:
+    def test_nothing_is_begun_that_would_not_end_in_time(self):
+        now, module = [0.0], stage("stages.clock")
+        clock = module.Clock(1, lambda: now[0])
+
+        def work():
+            with clock.unit("work"):
+                now[0] += 25
+
+        work()
+        work()
+        with pytest.raises(module.OutOfTimeError):
+            work()
+        assert now == [50]
+
+    def test_the_first_piece_is_always_done(self):
+        module = stage("stages.clock")
+        clock = module.Clock(0)
+        with clock.unit("work"):
+            pass
+        with pytest.raises(module.OutOfTimeError), clock.unit("other work"):
+            pass
+
+
+class TestTable:
+    def test_a_row_with_new_columns_leaves_the_earlier_ones_readable(self, tmp_path):
+        path = tmp_path / "digits" / "denoising.csv"
+        path.parent.mkdir()
+        path.write_text("method,mse,mse_error,n\nls,0.5,0.1,4\n")
+        table = stage("stages.table").Table(path, ("method",))
+        assert {"method": "ls"} in table
+        table.add({"method": "els", "mse": 1, "mse_error": 0.2, "n": 4, "seconds": 2, "code": "a"})
+        first, second = results.read("digits", "denoising", tmp_path)
+        assert first["mse"] == 0.5
+        assert math.isnan(first["seconds"])
+        assert (first["code"], second["seconds"], second["code"]) == ("", 2, "a")
+
+
+class TestSearch:
+    def test_the_schedule_is_the_value_with_the_lowest_error(self, job, tmp_path):
+        run(job, "schedules")
+        contest = stage("stages.contest")
+        table = results.read("digits", "schedules", tmp_path)
+        best = stage("stages.schedules").found(job, contest.searched(job))
+        assert list(best) == list(contest.KNOBS)
+        for method, schedule in best.items():
+            for sigma, value in schedule.items():
+                here = [r for r in table if (r["method"], r["sigma"]) == (method, sigma)]
+                assert value == min(here, key=lambda row: row["mse"])["value"]
+
+    @given(st.integers(1, 12), st.data())
+    def test_around_a_middle_it_finds_the_lowest_of_a_curve_that_falls_then_rises(self, n, data):
+        values = list(range(1, 2 * n, 2))
+        lowest, middle = (data.draw(st.sampled_from(values)) for _ in range(2))
+        curve = {value: abs(value - lowest) for value in values}
+        tried = stage("stages.schedules")._around(values, middle, curve.get)
+        assert min(tried, key=tried.get) == lowest
+        assert {lowest - 2, lowest, lowest + 2} & set(values) <= set(tried)
+        assert len(tried) <= abs(lowest - middle) // 2 + 3
+
+
+class TestContestants:
+    def names(self, job):
+        contest = stage("stages.contest")
+        found = {name: {} for name in contest.searched(job)}
+        return [tuple(who[:2]) for who in contest.contestants(job, found)]
+
+    def test_on_the_papers_data_published_schedules_stand_for_all(self, job):
+        assert self.names(replace(job, data="cifar10", papers=True)) == [
+            ("optimal", ""),
+            ("wiener", ""),
+            ("ls", "found"),
+            ("els", "found"),
+            ("pspc_square", "cifar10"),
+            ("pspc_flex", "cifar10"),
+            ("ls", "cifar10"),
+            ("els", "cifar10"),
+            ("lukoianov", "0.05"),
+            ("lukoianov", "0.02"),
+        ]
+
+    def test_a_method_without_a_published_schedule_for_the_data_is_left_out(self, job):
+        names = self.names(replace(job, data="ffhq64", papers=True))
+        assert ("ls", "ffhq64") in names
+        assert ("els", "ffhq64") not in names
+
+    def test_methods_can_be_run_alone(self, job):
+        only = replace(job, papers=True, only=("optimal", "lukoianov"))
+        names = [("optimal", ""), ("lukoianov", "0.05"), ("lukoianov", "0.02")]
+        run(only, "denoising", "samples")
+        table = rows(job.out / "samples.csv")
+        assert [(row["method"], row["schedule"]) for row in table] == names
+
+
+def test_copies_of_training_images_are_kept_only_where_they_may_be_passed_on(job, tmp_path):
+    for papers in (False, True):
+        out = tmp_path / str(papers)
+        run(replace(job, out=out, papers=papers, only=("optimal",)), "samples")
+        kept = results.images(str(papers), tmp_path)["optimal"]
+        assert (kept.std() == 0) == papers
+
+
+def folder_of_images(root, n_train=40, n_test=10):
+    """Colour noise, smooth enough to be an image, as a dataset on disk."""
+    generator = np.random.default_rng(0)
+    for part, n in (("train", n_train), ("test", n_test)):
+        (root / f"tiny-{part}").mkdir(parents=True)
+        for i in range(n):
+            small = generator.integers(0, 256, (3, 3, 3), dtype=np.uint8)
+            image = Image.fromarray(small).resize((8, 8), Image.Resampling.BILINEAR)
+            image.save(root / f"tiny-{part}" / f"{i:03d}.png")
+    return root / "tiny-train"
+
+
+def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_path, monkeypatch):
+    """On a machine without what only other data or CPUs need."""
+    out = tmp_path / "tiny-jpeg"
+    script = tmp_path / "benchmarks" / "speed.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        "Path(sys.argv[-1]).write_text(' '.join(sys.argv[1:-2]) + chr(10))\n"
+    )
+    options = '{"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0}'
+    words = f"--data {folder_of_images(tmp_path)} --label tiny-jpeg --out {out} --steps 4".split()
+    words += f"--runs {tmp_path / 'runs'} --points 3 --samples 2 --part 1 --batch 4".split()
+    words += ["--sources", "els=10", "--map-images", "1", "--budget", "0.1"]
+    words += ["--recipe", f'{{"images": 64, "batch": 32, "options": {options}}}']
+    words += ["--benchmark", "speed.py --n {n} --device {device}"]
+    code = f"""if True:
+        import sys
+        sys.modules |= dict.fromkeys(["numba", "llvmlite", "skimage", "pooch"])
+        sys.path.insert(0, {str(ROOT / "results")!r})
+        import compute
+        from pathlib import Path
+        compute.engine.FOLDER = Path({str(script.parent)!r})
+        compute.main({words!r})
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert {str(path.relative_to(out)) for path in files} == {
+        *(f"{name}.csv" for name in results.TABLES),
+        *("each.npz", "engine/speed.csv", "samples.npz", "schedule.csv"),
+        *(f"networks/{name}" for name in ("ddpmpp.safetensors", "ddpmpp.npz")),
+        "networks/ncsnpp.safetensors",
+    }
+    compute = stage("compute")
+    monkeypatch.setattr(compute.engine, "FOLDER", script.parent)
+    compute.main(words)
+    assert files == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    card = networks.card(out / "networks" / "ddpmpp.safetensors")
+    assert (card["label"], card["images"], card["train_images"]) == ("tiny-jpeg", 64, 40)
+    maps = sensitivity.read(out / "networks" / "ddpmpp.npz")
+    assert len(maps) == 4
+    assert files[out / "engine" / "speed.csv"] == b"--n 40 --device cpu\n"
+    for name in results.TABLES:
+        table = results.read("tiny-jpeg", name, tmp_path)
+        assert {row["data"] for row in table} == {"tiny-jpeg"}
+        assert {row["n_source"] for row in table} <= {40, 10}
+        assert all(row["date"] and row["code"] and row["device"] for row in table)
+    assert {row["network"] for row in results.read("tiny-jpeg", "worth", tmp_path)} == {
+        "tiny-jpeg/ddpmpp",
+        "tiny-jpeg/ncsnpp",
+    }
+
+
+def test_training_that_its_minutes_stop_ends_as_one_run(job, tmp_path):
+    train, clock = stage("stages.train"), stage("stages.clock")
+    options = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0}
+    changes = {"images": 96, "batch": 32, "options": options}
+    training = train.Training(archs=("ncsnpp",), changes=changes)
+    weights = []
+    for minutes in (math.inf, 1e-6):
+        name = str(minutes)
+        # Digits of another name, so that no shipped network stands for them.
+        here = replace(
+            job, data=str(tmp_path), other=None, out=tmp_path / name, runs=tmp_path / name
+        )
+        here.__dict__["dataset"] = job.dataset
+        stops = 0
+        while not Path(here.other_file).exists():
+            try:
+                train.run(here, clock.Clock(minutes), training)
+            except clock.OutOfTimeError:
+                stops += 1
+        network = networks.load(here.other_file)
+        weights.append(torch.cat([parameter.flatten() for parameter in network.parameters()]))
+    assert stops == 2
+    assert torch.equal(*weights)
+
+
+def test_networks_that_are_named_are_not_trained(tmp_path):
+    words = ["--data", "cifar10", "--root", str(tmp_path / "nothing"), "--out", str(tmp_path)]
+    named = ["--network", "edm-cifar10-32x32-uncond-vp", "--other", "edm-cifar10-32x32-uncond-ve"]
+    stage("compute").main([*words, *named, "--stage", "train"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_out_of_time_ends_with_a_status_of_its_own(tmp_path, monkeypatch, capsys):
+    compute = stage("compute")
+
+    def late(job, clock):
+        raise compute.OutOfTimeError
+
+    monkeypatch.setattr(compute.schedules, "run", late)
+    with pytest.raises(SystemExit) as stopped:
+        compute.main(["--data", "digits", "--out", str(tmp_path), "--minutes", "2"])
+    assert stopped.value.code == compute.OUT_OF_TIME
+    assert "schedules: stopped after 2 minutes; the same command goes on" in capsys.readouterr().out
+
+
+def test_what_the_command_cannot_do_is_one_line(tmp_path):
+    main = stage("compute").main
+    with pytest.raises(SystemExit, match="error: sources: got"):
+        main(["--data", "digits", "--sources", "els"])
+    with pytest.raises(SystemExit, match="error: name: got 'nothing'"):
+        main(["--data", "nothing", "--out", str(tmp_path), "--runs", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"error: recipe: got \{'batches': 3\}"):
+        main(["--data", "photos32", "--stage", "train", "--recipe", '{"batches": 3}'])
+    words = ["--data", "digits", "--out", str(tmp_path), "--stage", "engine"]
+    with pytest.raises(SystemExit, match=r"error: .*none\.py: no such benchmark"):
+        main([*words, "--benchmark", "none.py"])
 
 
 @pytest.mark.parametrize("name", FOUND)

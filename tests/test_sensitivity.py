@@ -1,10 +1,15 @@
 """Gradient-sensitivity maps: their definition, their bookkeeping, the squares that hold them."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fpmc import networks, sensitivity
+from fpmc import Source, methods, networks, sensitivity
 from fpmc.diffusion import add_noise, edm_sigmas
 from fpmc.sensitivity import gradients
 from fpmc.sensitivity.__main__ import main
@@ -116,6 +121,58 @@ class TestFiles:
         assert list(back) == [0.5, 2.0]
         for sigma, value in maps.items():
             torch.testing.assert_close(back[sigma], value, rtol=1e-3, atol=1e-6)
+
+    @settings(max_examples=20)
+    @given(st.integers(0, 2**31), st.floats(0.05, 1), st.sampled_from([np.float16, np.float32]))
+    def test_sets_of_pixels_up_to_the_share_that_is_kept_are_the_same(self, seed, keep, dtype):
+        """The tail beyond the share is spread out; no smaller set of pixels sees a difference."""
+        generator = torch.Generator().manual_seed(seed)
+        maps = torch.rand(16, 4, 4, generator=generator).pow(6)
+        maps = {1.0: maps / maps.sum((1, 2), keepdim=True)}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "maps.npz")
+            sensitivity.write(path, maps, dtype)
+            plain = sensitivity.read(path)[1.0]
+            sensitivity.write(path, maps, dtype, keep=keep)
+            compact = sensitivity.read(path)[1.0]
+        torch.testing.assert_close(compact.double().sum((1, 2)), torch.ones(16).double())
+        assert (plain - compact).clamp(min=0).sum((1, 2)).max() <= 1 - keep + 1e-6
+        source = Source(torch.zeros(1, 1, 4, 4))
+        for tau in (0.05, 0.3, 0.4, 0.5, 0.7, 0.9):
+            if tau <= keep:
+                q, other = (
+                    methods.pspc_flex(source, m, tau).operators(1.0)[0] for m in (plain, compact)
+                )
+                assert torch.equal(q.matrix, other.matrix)
+
+    def test_published_thresholds_see_no_difference_in_a_network_s_compact_maps(self, tmp_path):
+        maps = sensitivity.load("photos/ddpmpp")
+        sensitivity.write(tmp_path / "maps.npz", maps)
+        sensitivity.write(tmp_path / "compact.npz", maps, keep=0.95)
+        sizes = [(tmp_path / f"{name}.npz").stat().st_size for name in ("compact", "maps")]
+        assert sizes[0] < sizes[1]
+        source = Source(torch.zeros(1, 3, 16, 16))
+        plain, compact = (
+            methods.pspc_flex(source, sensitivity.read(tmp_path / f"{name}.npz"))
+            for name in ("maps", "compact")
+        )
+        for sigma in maps:
+            for q, other in zip(plain.operators(sigma), compact.operators(sigma), strict=True):
+                assert torch.equal(q.dense(), other.dense())
+
+    def test_fewer_digits_move_every_value_by_less_than_their_last(self, tmp_path):
+        maps = {sigma: linear(seed)[1] for seed, sigma in enumerate((1.0, 2.0))}
+        digits = {1.0: 3, 2.0: 8}
+        sensitivity.write(tmp_path / "maps.npz", maps, digits=digits.get)
+        for sigma, value in sensitivity.read(tmp_path / "maps.npz").items():
+            moved = (value / maps[sigma]).log().abs()
+            assert moved.max() < 2 * 2.0 ** -digits[sigma] * 1.1
+            assert moved.max() > 2.0 ** -digits[sigma] / 8
+
+    @pytest.mark.parametrize("name", ["keep", "digits"])
+    def test_a_share_or_digits_outside_are_an_error(self, name, tmp_path):
+        with pytest.raises(ValueError, match=f"{name}: got 0, wanted"):
+            sensitivity.write(tmp_path / "maps.npz", {1.0: linear()[1]}, **{name: 0})
 
     def test_a_file_cut_short_or_foreign_is_an_error(self, tmp_path):
         path = tmp_path / "maps.npz"

@@ -169,6 +169,18 @@ class TestResume:
         train(recipe, out, precision="float32", progress=False)
         assert state(out)["step"] == saved + 2
 
+    def test_a_limit_stops_a_run_after_a_step_and_calls_in_a_row_end_as_one(self, toy, tmp_path):
+        whole = run(toy, tmp_path / "whole")
+        for step in range(1, 10):
+            with pytest.raises(TimeoutError, match=f"stopped after {8 * step} images"):
+                run(toy, tmp_path / "parts", limit=0.0)
+        parts = run(toy, tmp_path / "parts", limit=0.0)
+        assert torch.equal(weights(whole), weights(parts))
+        losses = (
+            [row["loss"] for row in state(tmp_path / name)["rows"]] for name in ("whole", "parts")
+        )
+        assert next(losses) == next(losses)
+
     def test_a_finished_run_can_go_on_with_a_larger_budget(self, toy, tmp_path):
         run(toy, tmp_path)
         run(toy, tmp_path, replace(RECIPE, images=160))

@@ -4,19 +4,27 @@ A kernel takes :data:`LANES` source images at a time, laid out last, so that eve
 along them and becomes vector instructions of whatever width there is. It allocates nothing (its
 buffers come from the caller, who counts them) and releases the interpreter's lock, so that plain
 threads run it side by side.
+
+Without numba nothing is compiled, :data:`MISSING` says so, and no kernel may be called.
 """
 
 import inspect
 from collections.abc import Callable
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
 
 from fpmc.engine.tiling import CUTOFF
 
-__all__ = ["CUTOFF", "LANES", "compiled", "exp", "larger"]
+try:
+    from llvmlite import ir
+    from numba import njit, types
+    from numba.extending import intrinsic
+except ImportError as error:
+    MISSING = f"no compiled kernels, as numba cannot be imported ({error})"
+else:
+    MISSING = ""
+
+__all__ = ["CUTOFF", "LANES", "MISSING", "compiled", "exp", "larger"]
 
 LANES = 64
 """Source images at a time."""
@@ -35,6 +43,8 @@ def compiled(function: Callable) -> Callable:
     Sums may be reordered and fused, and are taken to hold no NaN; they may be infinite. What an
     import hook wrapped around the function to check its arguments is taken off.
     """
+    if MISSING:
+        return function
     flags = {"reassoc", "contract", "nsz", "nnan"}
     decorator = njit(nogil=True, cache=True, error_model="numpy", fastmath=flags)
     return decorator(inspect.unwrap(function))
@@ -42,6 +52,8 @@ def compiled(function: Callable) -> Callable:
 
 def _instruction(function: Callable) -> Callable:
     """Decorator: a function that writes LLVM's instructions itself."""
+    if MISSING:
+        return function
     return intrinsic(inspect.unwrap(function))
 
 

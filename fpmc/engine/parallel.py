@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine import tiling
+from fpmc.engine.compiled import MISSING
 from fpmc.source import Source
 
 __all__ = [
@@ -78,9 +79,10 @@ def in_parts(compute: Callable[..., Tensor], b: int, *batches: Tensor) -> Tensor
 
 
 def readable(source: Source, device: torch.device) -> bool:
-    """Whether compiled code can read the source: all on the CPU, stored as a type it knows."""
+    """Whether there is compiled code to read the source: on the CPU, stored as a type it knows."""
     on_cpu = device.type == "cpu" and source.images.device.type == "cpu"
-    return on_cpu and source.images.dtype in STORED and source.images.layout == torch.strided
+    stored = source.images.dtype in STORED and source.images.layout == torch.strided
+    return not MISSING and on_cpu and stored
 
 
 def scaled(

@@ -26,18 +26,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_whole_number
-from fpmc.engine import fused, tiling
+from fpmc.engine import boxes, fused, tiling, whole
+from fpmc.engine.compiled import LANES, MISSING
 from fpmc.engine.differentiable import differentiable
 from fpmc.engine.fused import Fused, Sizes
 from fpmc.engine.parallel import Share, share
 from fpmc.engine.streaming import Streaming
 from fpmc.operators import Box, Dense, Ones, Operator, Windowed
 from fpmc.source import Source
-
-try:
-    from fpmc.engine import boxes, whole
-except ImportError:  # where numba cannot be installed, everything is streamed
-    boxes = whole = None
 
 __all__ = ["Peaks", "Plan", "as_precision", "denoise", "measure_peaks", "plan"]
 
@@ -149,19 +145,20 @@ def plan(
     batch, device = as_whole_number(batch, "batch", 1), torch.device(device)
     budget = None if budget is None else as_whole_number(budget, "budget", 1)
     fast = as_precision(precision) != "exact"
-    reason = "no structure but matrices" if boxes else "numba, which compiles, is not installed"
-    if boxes and whole.fits(queries, responses, source, device):
+    on_cpu, plain = device.type == "cpu", "no structure but matrices"
+    reason = MISSING if on_cpu and MISSING and not isinstance(queries, Dense) else plain
+    if whole.fits(queries, responses, source, device):
         reason = f"the whole image, and more than {FEW} noisy images: matrix products"
         if batch <= FEW:
             size = share(whole.need(source), batch, 1, len(source), budget)
             if size is not None:
                 return _whole(source, batch, size)
             reason = "the whole image, but the budget is too small for the compiled path"
-    elif boxes and boxes.fits(queries, responses, source, device):
+    elif boxes.fits(queries, responses, source, device):
         reason = "squares, but float64 is wanted"
         if dtype != torch.float64:
             need = boxes.need(queries, responses, source)
-            size = share(need, batch, boxes.LANES, len(source), budget)
+            size = share(need, batch, LANES, len(source), budget)
             if size is not None:
                 return _squares(queries, responses, source, batch, size)
             reason = "squares, but the budget is too small for the compiled path"
@@ -292,7 +289,7 @@ def _squares(queries: Box, responses: Operator, source: Source, batch: int, size
         path="squares",
         reason=f"running sums, {_passes(passes)}",
         b=size.b,
-        n=boxes.LANES,
+        n=LANES,
         threads=size.threads,
         memory=size.memory,
         flops=len(source) * batch * passes * per_pass,

@@ -88,6 +88,7 @@ def train(
     device: str | torch.device = "cpu",
     precision: str = "auto",
     save_minutes: float = 2.0,
+    limit: float = math.inf,
     progress: bool = True,
 ) -> Preconditioned:
     """Train a network, or go on with the run that lies in ``out``.
@@ -108,12 +109,14 @@ def train(
         precision: "float32", "bf16" (activations; weights stay float32), or "auto": bf16 where the
             device computes in it.
         save_minutes: How often to save.
+        limit: Minutes after which to save and stop, whatever is left of the budget.
         progress: Whether to show a progress bar.
 
     Returns:
         The network with averaged weights.
 
     Raises:
+        TimeoutError: If the limit came before the end of the budget; the same call goes on.
         FloatingPointError: If the loss is not finite; the last saved state is kept.
         ValueError: If the recipe has no budget, the batch cannot be shared between the processes,
             ``out`` holds another recipe's run, or its state cannot be read.
@@ -123,13 +126,14 @@ def train(
     if precision not in ("auto", "bf16", "float32"):
         raise ValueError(f"precision: got {precision!r}, wanted 'auto', 'bf16' or 'float32'")
     as_whole_number(recipe.batch, "batch", 1)
+    end = time.monotonic() + 60 * limit
     with _processes(torch.device(device)) as (rank, world, device):
         if recipe.batch % world:
             raise ValueError(f"batch: got {recipe.batch}, wanted a multiple of {world} processes")
         run = _Run(recipe, Path(out), dataset, root, device, precision, rank, world)
         run.resume()
         with torch.random.fork_rng():
-            run.go(save_minutes, progress)
+            run.go(save_minutes, end, progress)
     return run.average.eval().requires_grad_(False)
 
 
@@ -150,6 +154,7 @@ class _Run:
             self.loss = DistributedDataParallel(self.loss)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.rate)
         self.step, self.seconds, self.rows = 0, 0.0, []
+        self.timed = bool(recipe.minutes)
         self.pending: list[Tensor] = []
         self.epoch, self.order = -1, torch.empty(0)
 
@@ -167,8 +172,9 @@ class _Run:
             shares.append(self.seconds / 60 / self.recipe.minutes)
         return max(shares)
 
-    def go(self, save_minutes: float, progress: bool) -> None:
+    def go(self, save_minutes: float, end: float, progress: bool) -> None:
         started, saved = time.monotonic() - self.seconds, time.monotonic()
+        self.timed = bool(self.recipe.minutes) or math.isfinite(end)
         total = self.recipe.images or None
         with tqdm(
             total=total,
@@ -177,7 +183,8 @@ class _Run:
             mininterval=1.0 if sys.stderr.isatty() else 60.0,
             disable=not progress or self.rank > 0,
         ) as bar:
-            while self._agree(self.done) < 1:
+            done = self._agree(self.done)
+            while done < 1:
                 self.advance()
                 self.seconds = time.monotonic() - started
                 bar.update(self.recipe.batch)
@@ -187,6 +194,13 @@ class _Run:
                 if time.monotonic() - saved > 60 * save_minutes:
                     self.write()
                     saved = time.monotonic()
+                done = self._agree(self.done)
+                if done < 1 and self._agree(float(time.monotonic() >= end)):
+                    self.write()
+                    raise TimeoutError(
+                        f"stopped after {self.images:,} images, {done:.0%} of the budget; what was "
+                        f"done is in {self.out}, and the same call goes on"
+                    )
         if self.pending:
             self.log()
         self.write()
@@ -336,8 +350,8 @@ class _Run:
         }
 
     def _agree(self, value: float) -> float:
-        """The same value in every process, so that all stop at the same step."""
-        if self.world == 1 or not self.recipe.minutes:
+        """The same value in every process, where time decides: all stop at the same step."""
+        if self.world == 1 or not self.timed:
             return value
         shared = torch.tensor(value, device=self.device, dtype=torch.float64)
         distributed.broadcast(shared, 0)

@@ -1,7 +1,7 @@
 """Sensitivity maps in files, and those of the shipped networks."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -33,12 +33,42 @@ def write(
     path: str | os.PathLike,
     maps: Mapping[float, Float[Tensor, "k h w"]],
     dtype: type[np.floating] = np.float16,
+    *,
+    keep: float = 1.0,
+    digits: int | Callable[[float], int] | None = None,
 ) -> None:
-    """Keep maps, {sigma: maps}, in a compressed .npz file, whole or not at all."""
-    k = len(next(iter(maps.values())))
-    stacked = np.stack([k * value.double().cpu().numpy() for value in maps.values()])
+    r"""Keep maps, {sigma: maps}, in a compressed .npz file, whole or not at all.
+
+    With ``keep`` below 1 a map's largest values are stored until their sum reaches that share, and
+    of the rest, at most a share 1 − keep, only its sum: :func:`read` spreads it evenly over the
+    pixels that were left out. None of these gets more than any that was stored, so that the
+    smallest set of pixels that holds a share τ ≤ keep is the same as without.
+
+    Args:
+        path: Where to; an existing file is replaced.
+        maps: {sigma: maps}, each map with a sum of 1.
+        dtype: The type of the stored values, float16 or float32.
+        keep: The share of each map that is stored value by value, above 0, up to 1.
+        digits: Significant binary digits of the stored values, at most the type's own; a number,
+            or a function from sigma to one. Fewer take less room, and move every value by a share
+            of up to :math:`2^{-\text{digits}}`. All that the type has if left out.
+
+    Raises:
+        ValueError: If ``keep`` or ``digits`` lies outside its range.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep: got {keep}, wanted more than 0, at most 1")
+    wanted = digits if callable(digits) else lambda sigma: digits
+    stored, sums = [], []
+    for sigma, value in maps.items():
+        rounded = _rounded(len(value) * value.double().cpu().numpy(), wanted(sigma)).astype(dtype)
+        sums.append(rounded.sum((1, 2), dtype=np.float64))
+        stored.append(rounded if keep == 1 else _largest(rounded, keep))
+    arrays = {"sigmas": np.array(list(maps)), "maps": np.stack(stored)}
+    if keep < 1:
+        arrays |= {"sums": np.stack(sums), "keep": np.array(keep)}
     with whole(path) as beside, beside.open("wb") as file:
-        np.savez_compressed(file, sigmas=np.array(list(maps)), maps=stacked.astype(dtype))
+        np.savez_compressed(file, **arrays)
 
 
 def read(path: str | os.PathLike) -> dict[float, Float[Tensor, "k h w"]]:
@@ -50,11 +80,40 @@ def read(path: str | os.PathLike) -> dict[float, Float[Tensor, "k h w"]]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            values = torch.from_numpy(file["maps"].astype(np.float32))
+            values = file["maps"].astype(np.float64)
+            sums = file["sums"] if "sums" in file else values.sum((2, 3))
             sigmas = [float(sigma) for sigma in file["sigmas"]]
+            values = torch.from_numpy(_spread(values, sums).astype(np.float32))
     except FileNotFoundError:
         raise
     except Exception as error:
         raise ValueError(f"{path}: not a file of sensitivity maps ({error})") from error
-    values = values / values.sum(dim=(2, 3), keepdim=True)
     return dict(zip(sigmas, values, strict=True))
+
+
+def _rounded(values: np.ndarray, digits: int | None) -> np.ndarray:
+    """The nearest numbers with so many significant binary digits."""
+    if digits is None:
+        return values
+    if digits < 1:
+        raise ValueError(f"digits: got {digits}, wanted at least 1")
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.round(mantissa * 2**digits), exponent - digits)
+
+
+def _largest(maps: np.ndarray, keep: float) -> np.ndarray:
+    """Each map's largest values, the first of equal ones first, to this share; zeros elsewhere."""
+    flat = maps.reshape(len(maps), -1).astype(np.float64)
+    order = np.argsort(-flat, axis=1, kind="stable")
+    falling = np.take_along_axis(flat, order, 1)
+    before = falling.cumsum(1) - falling
+    falling[before >= keep * falling.sum(1, keepdims=True)] = 0
+    np.put_along_axis(flat, order, falling, 1)
+    return flat.reshape(maps.shape).astype(maps.dtype)
+
+
+def _spread(values: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """Maps with a sum of 1: what the values lack to the sums, spread over the zeros."""
+    zeros = values == 0
+    rest = np.maximum(sums - values.sum((2, 3)), 0) / np.maximum(zeros.sum((2, 3)), 1)
+    return (values + zeros * rest[..., None, None]) / sums[..., None, None]

@@ -1,0 +1,65 @@
+"""The network's sensitivity maps at the sampler's noise levels, stored compactly.
+
+Of every map the largest values are kept until they hold the share :data:`KEEP`, and of the rest the
+sum: no set of pixels for a threshold up to that share changes. Where the published threshold is 1,
+so that PSPC-Flex looks at no map, values have :data:`COARSE` binary digits.
+"""
+
+from fpmc import sensitivity
+from fpmc.methods.schedules import threshold_schedule
+from stages import contest
+from stages.clock import Clock
+from stages.job import Job
+from stages.table import Table
+
+__all__ = ["run"]
+
+KEEP = 0.95
+COARSE = 4
+SHARES = (0.5, 0.75, 0.95)
+"""Shares of a map for which the table has the side of the square that holds them."""
+
+
+def run(job: Job, clock: Clock, images: int) -> None:
+    """Compute the levels that are missing, then write all of them.
+
+    Args:
+        job: What is compared with what.
+        clock: The time there is.
+        images: Noisy held-out images that a map is averaged over.
+    """
+    table = Table(job.out / "maps.csv", ("data", "network", "sigma"))
+    heads = {
+        sigma: {
+            "data": job.label,
+            "network": job.called(job.reference_file),
+            "sigma": f"{sigma:.6g}",
+        }
+        for sigma in job.levels
+    }
+    if job.maps_file.exists() and all(head in table for head in heads.values()):
+        return
+    x = job.dataset.test[:images].to(job.device)
+    options = {"seed": job.seed, "cache": job.runs / f"{job.label}-maps"}
+    if job.budget:
+        options["budget"] = job.budget
+    maps = {}
+    for sigma in job.levels:
+        with clock.unit("maps"):
+            maps[sigma] = sensitivity.maps(job.reference, sigma, x, progress=True, **options).cpu()
+    tau = threshold_schedule(contest.published(job), "pspc_flex", "thresholds")
+    job.maps_file.parent.mkdir(parents=True, exist_ok=True)
+    sensitivity.write(
+        job.maps_file,
+        maps,
+        keep=KEEP,
+        digits=lambda sigma: COARSE if tau(sigma) == 1 else None,
+    )
+    for sigma, value in sensitivity.read(job.maps_file).items():
+        sides = {
+            f"side_{share:g}": f"{sensitivity.square_sides(maps[sigma], share).double().mean():.4g}"
+            for share in SHARES
+        }
+        moved = (value - maps[sigma]).clamp(min=0).sum((1, 2)).max().item()
+        row = {**sides, "kept": KEEP, "moved": f"{moved:.3g}"}
+        table.add({**heads[sigma], **row, "n": len(x), **job.provenance()})

@@ -1,0 +1,124 @@
+"""Every method's samples against the other network's, from the same noise."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from fpmc import diffusion, metrics
+from fpmc.source import to_uint8
+from fpmc.storage import whole
+from stages import contest, schedules
+from stages.clock import Clock
+from stages.job import Job, in_batches
+from stages.table import Table, numbers
+
+__all__ = ["run"]
+
+KEY = ("data", "reference", "method", "schedule")
+KEPT = 12
+"""Samples of each method that are kept as images."""
+COPY = 0.01
+"""Distance to a training image, root mean square, below which a sample is a copy of it."""
+EACH = ("mse", "r2", "nearest")
+"""What is kept of every sample, in this order."""
+
+
+def run(job: Job, clock: Clock) -> None:
+    """Compute the rows that are missing, a part of the samples at a time."""
+    reference = job.called(job.other_file)
+    table = Table(job.out / "samples.csv", KEY)
+    found = schedules.found(job, contest.wanted(job, contest.searched(job)))
+    everyone = list(contest.contestants(job, found))
+    if not job.only:
+        everyone.insert(0, contest.Contestant(job.called(job.reference_file), "", None))
+    heads = [dict(zip(KEY, (job.label, reference, *who[:2]), strict=True)) for who in everyone]
+    missing = [(head, who) for head, who in zip(heads, everyone, strict=True) if head not in table]
+    if not missing:
+        return
+    shape = tuple(job.dataset.train.shape[1:])
+    start = diffusion.initial_noise(job.samples, shape, job.seed + 1).to(job.device)
+    target = diffusion.sample(in_batches(job.other_network, job.batch), start, job.levels)
+    _keep(job.out / "samples.npz", {reference: _images(target)})
+    for head, who in tqdm(missing, desc="samples"):
+        name = ", ".join(filter(None, who[:2]))
+        is_network = who.method == job.called(job.reference_file)
+        denoiser = (
+            in_batches(job.reference, job.batch) if is_network else job.method(who[0], who[2])
+        )
+        each = _each(job, name, denoiser, start, target, clock)
+        table.add({**head, **_summary(each), **job.provenance(who.method)})
+
+
+def _each(
+    job: Job,
+    name: str,
+    denoiser: diffusion.Denoiser,
+    start: Float[Tensor, "n c h w"],
+    target: Float[Tensor, "n c h w"],
+    clock: Clock,
+) -> Float[Tensor, "n 3"]:
+    """What :data:`EACH` names, of every sample; those that are in the file are taken from it."""
+    path, size = job.out / "each.npz", job.part or len(start)
+    each = _kept(path).get(name)
+    if each is None or len(each) != len(start):
+        each = np.full((len(start), len(EACH)), np.nan)
+    for begin in range(0, len(start), size):
+        part = slice(begin, begin + size)
+        if np.isfinite(each[part]).all():
+            continue
+        with clock.unit(name):
+            drawn = diffusion.sample(denoiser, start[part], job.levels)
+            distance = metrics.nearest(drawn.clamp(-1, 1), job.source, budget=job.budget)[0][:, 0]
+            each[part, 0] = _apart(metrics.mse, drawn, target[part])
+            each[part, 1] = _apart(metrics.r2, drawn, target[part])
+            each[part, 2] = distance.cpu().numpy()
+            if begin == 0:
+                copies = distance < COPY if job.papers else None
+                _keep(job.out / "samples.npz", {name: _images(drawn, copies)})
+            _keep(path, {name: each})
+    return torch.from_numpy(each)
+
+
+def _apart(
+    measure: Callable[[Tensor, Tensor], metrics.Estimate], drawn: Tensor, target: Tensor
+) -> list[float]:
+    """A measure of every sample on its own."""
+    return [measure(a[None], b[None]) for a, b in zip(drawn, target, strict=True)]
+
+
+def _summary(each: Float[Tensor, "n 3"]) -> dict[str, object]:
+    mse, r2, nearest = each.unbind(1)
+    return {
+        **numbers(metrics.Estimate.of_samples(mse)),
+        **numbers(metrics.Estimate.of_samples(r2), "r2"),
+        "r2_median": f"{np.median(r2):.4g}",
+        "nearest": f"{np.median(nearest):.4g}",
+    }
+
+
+def _images(drawn: Tensor, copies: Tensor | None = None) -> np.ndarray:
+    """The first samples as pixels, grey where they are copies of what may not be passed on."""
+    images = to_uint8(drawn[:KEPT])
+    if copies is not None:
+        images[copies[:KEPT]] = 128
+    return images.cpu().numpy()
+
+
+def _kept(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Put arrays beside those that a file holds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = _kept(path)
+    with whole(path) as beside, beside.open("wb") as file:
+        np.savez_compressed(file, **held | arrays)
