@@ -332,9 +332,8 @@ def test_training_that_its_minutes_stop_ends_as_one_run(job, tmp_path):
     for minutes in (math.inf, 1e-6):
         name = str(minutes)
         # Digits of another name, so that no shipped network stands for them.
-        here = replace(
-            job, data=str(tmp_path), other=None, out=tmp_path / name, runs=tmp_path / name
-        )
+        named = {"data": str(tmp_path), "label": "others", "other": None}
+        here = replace(job, **named, out=tmp_path / name, runs=tmp_path / name)
         here.__dict__["dataset"] = job.dataset
         stops = 0
         while not Path(here.other_file).exists():
