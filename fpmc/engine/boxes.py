@@ -75,9 +75,7 @@ class Squares(Path):
         self.sigma, self.source, self.budget = sigma, source, budget
 
     def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        size = share(
-            need(**self.operators, source=self.source), len(z), LANES, len(self.source), self.budget
-        )
+        size = self._share(z)
         return in_parts(partial(denoise, **self._arguments(size.threads)), size.b, z)
 
     def pull(
@@ -88,13 +86,7 @@ class Squares(Path):
         to_q: Tensor | None = None,
         to_r: Tensor | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        size = share(
-            need(**self.operators, source=self.source, back=True),
-            len(z),
-            LANES,
-            len(self.source),
-            self.budget,
-        )
+        size = self._share(z, back=True)
         if size is None:
             streaming = Streaming(
                 self.sigma, **self.operators, source=self.source, budget=self.budget
@@ -201,23 +193,30 @@ def pull(
     query = Query(z_scaled.numpy(), log_weights, scale, _before(queries))
     g = (gradient.double() / responses.coverage()).contiguous().numpy()
     parts, (b, x) = shares(len(source), threads, LANES), (len(z), source.images.detach().numpy())
+    middle, one_hot = in_units(x_hat, source).numpy(), isinstance(responses, Identity)
     rooms = [_room(queries, source) for _ in parts]
     slopes = [_slopes(g, queries, responses) for _ in parts]
     needed = torch.empty(b, -(-len(source) // LANES), dtype=torch.bool).numpy()
 
     def first(part: tuple[int, int], sums: Sums, room: Room, slopes: Slopes) -> None:
-        box_gradients.averages(query, slopes, x, *part, *sums.arrays(), needed, room)
+        peak, mass, total = sums.arrays()
+        if one_hot:
+            box_kernels.log_sums(query, x, *part, peak, mass, needed, room)
+        else:
+            box_gradients.averages(query, slopes, x, *part, peak, mass, total, needed, room)
 
     def second(part: tuple[int, int], total: Tensor, room: Room, slopes: Slopes) -> None:
-        arrays = (log_norm.numpy(), average.numpy(), needed, middle, total.numpy())
+        arrays = (log_norm.numpy(), average, needed, middle, total.numpy())
         box_gradients.pull(query, slopes, x, *part, *arrays, room, _spread(queries))
 
-    sums = [Sums(b, queries.grid, (1, *queries.grid)) for _ in parts]
+    sums = [Sums(b, queries.grid, (0 if one_hot else 1, *queries.grid)) for _ in parts]
     side_by_side(first, list(zip(parts, sums, rooms, slopes, strict=True)))
     merged = reduce(Sums.merge, sums)
-    average = merged.total.squeeze(1).div_(merged.mass)
+    if one_hot:  # the mean of s is that of the images
+        average = (g * middle).sum(1)
+    else:
+        average = merged.total.squeeze(1).div_(merged.mass).numpy()
     log_norm = merged.mass.log_().add_(merged.peak)
-    middle = in_units(x_hat, source).numpy()
     totals = [torch.zeros(b, *source.shape, dtype=torch.float64) for _ in parts]
     side_by_side(second, list(zip(parts, totals, rooms, slopes, strict=True)))
     return reduce(Tensor.add_, totals).mul_(-2 * scale).to(z)
