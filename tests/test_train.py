@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import nn
 
+import fpmc
 from fpmc import networks
 from fpmc.data import Dataset
 from fpmc.networks import train as training
 from fpmc.networks.recipes import Recipe, command
-from fpmc.networks.train import edm_loss, train
+from fpmc.networks.train import edm_loss, posterior_mean, train
+from fpmc.source import to_float
 
 OPTIONS = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.2}
 RECIPE = Recipe("toy", "ddpmpp", OPTIONS, images=80, batch=8, flips=True, seed=3)
@@ -70,6 +72,27 @@ class TestLoss:
             loss = edm_loss(network, x, torch.full((4000,), sigma), noise)
             assert loss.item() == pytest.approx(1, abs=0.02)
 
+    def test_a_weight_and_another_target_stand_where_they_should(self):
+        network = networks.build("ddpmpp", (1, 8, 8), **OPTIONS).eval()
+        x, noise, target = torch.randn(3, 4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+        sigma, weight = torch.tensor([0.1, 0.5, 1.0, 7.0]), torch.tensor([0.5, 2.0, 0.0, 1.0])
+        each = [
+            edm_loss(network, *(part[i : i + 1] for part in (x, sigma, noise)), target=target[i])
+            for i in range(4)
+        ]
+        together = edm_loss(network, x, sigma, noise, weight, target)
+        assert together.item() == pytest.approx((weight * torch.stack(each)).mean().item(), 1e-4)
+
+    def test_the_posterior_mean_is_the_optimal_denoiser_with_a_level_for_each(self, digits):
+        images = to_float(digits.train[:200])
+        sigmas = [0.002, 0.1, 1.0, 20.0]
+        noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+        z = to_float(digits.test[:4]) + torch.tensor(sigmas)[:, None, None, None] * noise
+        means = posterior_mean(images, z, torch.tensor(sigmas))
+        optimal = fpmc.methods.optimal(fpmc.Source(digits.train[:200]))
+        for mean, at, sigma in zip(means, z, sigmas, strict=True):
+            torch.testing.assert_close(mean[None], optimal(at[None], sigma), rtol=1e-3, atol=1e-3)
+
 
 class TestReproducible:
     def test_the_same_recipe_gives_the_same_network_and_another_seed_another(self, toy, tmp_path):
@@ -107,6 +130,32 @@ class TestReproducible:
         assert logs.mean().item() == pytest.approx(-1.2, abs=0.03)
         assert logs.std().item() == pytest.approx(1.2, abs=0.03)
 
+    def test_weighted_draws_have_the_moments_of_the_loss_s_own_levels(self, toy, tmp_path):
+        plan = self.plan(toy, tmp_path, replace(RECIPE, batch=20_000, draws=(-0.4, 1.5)))
+        _, sigma, _, weight = plan.batch(0)
+        logs = sigma.log()
+        assert logs.mean().item() == pytest.approx(-0.4, abs=1e-3)
+        assert logs.std().item() == pytest.approx(1.5, abs=1e-3)
+        assert weight.mean().item() == pytest.approx(1, abs=1e-3)
+        mean = (weight * logs).mean().item()
+        assert mean == pytest.approx(-1.2, abs=2e-3)
+        assert (weight * (logs - mean) ** 2).mean().item() == pytest.approx(1.2**2, abs=5e-3)
+
+    def test_draws_of_the_loss_s_own_distribution_weigh_the_same(self, toy, tmp_path):
+        weight = self.plan(toy, tmp_path, replace(RECIPE, draws=(-1.2, 1.2))).batch(3)[3]
+        torch.testing.assert_close(weight, torch.ones(RECIPE.batch))
+
+    def test_a_run_starts_from_another_network(self, toy, tmp_path):
+        begun = run(toy, tmp_path / "a")
+        start = str(tmp_path / "a" / "network.safetensors")
+        plan = self.plan(toy, tmp_path / "b", replace(RECIPE, start=start, draws=(0.0, 1.0)))
+        torch.testing.assert_close(weights(plan.network), weights(begun), rtol=1e-3, atol=1e-4)
+        assert torch.equal(weights(plan.network), weights(plan.average))
+        assert plan.card()["begun"] == networks.card(start)
+        other = replace(RECIPE, start=start, options=OPTIONS | {"channels": 16})
+        with pytest.raises(ValueError, match=r"start: .*network\.safetensors' is another network"):
+            self.plan(toy, tmp_path / "c", other)
+
     def test_the_average_follows_the_weights_with_the_stated_half_life(self, toy, tmp_path):
         plan = self.plan(toy, tmp_path)
         expected = weights(plan.average).clone()
@@ -123,10 +172,12 @@ class TestReproducible:
 
 class TestResume:
     @pytest.mark.parametrize("steps", [1, 5, 9])
+    @pytest.mark.parametrize("changes", [{}, {"target": "posterior", "draws": (-0.4, 1.5)}])
     def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_that_was_not(
-        self, steps, toy, tmp_path, monkeypatch
+        self, steps, changes, toy, tmp_path, monkeypatch
     ):
-        whole = run(toy, tmp_path / "whole")
+        recipe = replace(RECIPE, **changes)
+        whole = run(toy, tmp_path / "whole", recipe)
         advance, count = training._Run.advance, iter(range(steps))
 
         def stop(self):
@@ -137,9 +188,9 @@ class TestResume:
         with monkeypatch.context() as patch:
             patch.setattr(training._Run, "advance", stop)
             with pytest.raises(KeyboardInterrupt):
-                run(toy, tmp_path / "stopped", save_minutes=0)
+                run(toy, tmp_path / "stopped", recipe, save_minutes=0)
         assert state(tmp_path / "stopped")["step"] == steps
-        resumed = run(toy, tmp_path / "stopped")
+        resumed = run(toy, tmp_path / "stopped", recipe)
         assert torch.equal(weights(resumed), weights(whole))
         a, b = state(tmp_path / "whole"), state(tmp_path / "stopped")
         for part in ("network", "average"):
@@ -228,7 +279,12 @@ class TestOutcome:
     def test_the_card_s_command_makes_the_same_recipe(self, monkeypatch, tmp_path):
         seen = {}
         monkeypatch.setattr(training, "train", lambda recipe, out, **_: seen.update(recipe=recipe))
-        for recipe in (RECIPE, replace(RECIPE, images=0, minutes=2.5, flips=False)):
+        other = {"target": "posterior", "draws": (-0.4, 1.5), "start": "a network.safetensors"}
+        for recipe in (
+            RECIPE,
+            replace(RECIPE, images=0, minutes=2.5, flips=False),
+            replace(RECIPE, **other),
+        ):
             words = shlex.split(command(recipe))
             training.main(words[3:])
             assert seen["recipe"] == recipe
@@ -260,6 +316,8 @@ class TestOutcome:
         [
             ({"images": 0}, "got no budget"),
             ({"batch": 0}, "batch: got 0, wanted at least 1"),
+            ({"target": "mean"}, "target: got 'mean', wanted 'image' or 'posterior'"),
+            ({"draws": (0.0, 0.0)}, "draws: got .*, wanted a mean and a deviation above 0"),
         ],
     )
     def test_a_recipe_that_cannot_run_is_an_error(self, changes, message, toy, tmp_path):

@@ -23,6 +23,14 @@ class Recipe:
         batch: Images per step.
         rate: Highest learning rate; it rises linearly, then falls to 0 as a cosine.
         flips: Whether every image is mirrored with probability ½.
+        target: What the network is taught to answer to z: the clean "image", or the training
+            set's "posterior" mean given z, which has the same gradient in expectation and less
+            noise.
+        draws: Mean and standard deviation of ln σ in the draws of the noise levels, stratified
+            and weighted so that the expected loss stays the same. Empty: independent draws from
+            the loss's own distribution.
+        start: A network whose weights the training starts from, as ``fpmc.networks.load`` takes
+            it; empty for fresh ones.
         seed: Seed of the weights, the order and the noise.
     """
 
@@ -34,6 +42,9 @@ class Recipe:
     batch: int = 128
     rate: float = 1e-3
     flips: bool = True
+    target: str = "image"
+    draws: tuple[float, ...] = ()
+    start: str = ""
     seed: int = 0
 
 
@@ -80,5 +91,12 @@ def command(recipe: Recipe) -> str:
     for name in ("images", "minutes", "batch", "rate", "seed"):
         if getattr(recipe, name) or name == "seed":
             words += [f"--{name}", str(getattr(recipe, name))]
-    words += ["--flips" if recipe.flips else "--no-flips", "--options", json.dumps(recipe.options)]
+    words += ["--flips" if recipe.flips else "--no-flips"]
+    if recipe.target != "image":
+        words += ["--target", recipe.target]
+    if recipe.draws:
+        words += ["--draws", *map(str, recipe.draws)]
+    if recipe.start:
+        words += ["--start", recipe.start]
+    words += ["--options", json.dumps(recipe.options)]
     return shlex.join(words)

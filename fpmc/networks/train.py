@@ -32,12 +32,13 @@ from fpmc import data as datasets
 from fpmc.checks import as_whole_number
 from fpmc.networks.architectures import ARCHITECTURES, build
 from fpmc.networks.checkpoints import save
+from fpmc.networks.loading import card, load
 from fpmc.networks.preconditioning import Preconditioned
 from fpmc.networks.recipes import Recipe, command, recipe
 from fpmc.source import to_float
 from fpmc.storage import whole
 
-__all__ = ["edm_loss", "main", "train"]
+__all__ = ["edm_loss", "main", "posterior_mean", "train"]
 
 P_MEAN, P_STD = -1.2, 1.2
 EMA_SHARE = 0.05
@@ -49,7 +50,12 @@ LOG_EVERY = 10_000
 
 
 def edm_loss(
-    network: Preconditioned, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], noise: Tensor
+    network: Preconditioned,
+    x: Float[Tensor, "b c h w"],
+    sigma: Float[Tensor, " b"],
+    noise: Tensor,
+    weight: Tensor | float = 1.0,
+    target: Tensor | None = None,
 ) -> Float[Tensor, ""]:
     r"""The denoising loss, weighted so that every noise level starts out equal.
 
@@ -62,10 +68,29 @@ def edm_loss(
         x: Clean images in [-1, 1], shape (b, c, h, w).
         sigma: A noise level for each, shape (b,).
         noise: ε ~ N(0, I), shape (b, c, h, w).
+        weight: A further factor for each, shape (b,): density over that of the draw, for noise
+            levels that were drawn from another distribution.
+        target: What stands in the loss in place of x as the answer, shape (b, c, h, w).
     """
-    weight = (sigma**2 + network.sigma_data**2) / (sigma * network.sigma_data) ** 2
-    error = network.denoise(x + sigma[:, None, None, None] * noise, sigma) - x
-    return (weight * error.square().mean(dim=(1, 2, 3))).mean()
+    level = (sigma**2 + network.sigma_data**2) / (sigma * network.sigma_data) ** 2
+    error = network.denoise(x + sigma[:, None, None, None] * noise, sigma)
+    error = error - (x if target is None else target)
+    return (weight * level * error.square().mean(dim=(1, 2, 3))).mean()
+
+
+def posterior_mean(
+    images: Float[Tensor, "n c h w"], z: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
+) -> Float[Tensor, "b c h w"]:
+    r"""The mean of the images given z: the optimal denoiser, with a noise level for each z.
+
+    As :math:`\mathbb{E}[x \mid z]` is the best answer to z, the loss with it in place of x differs
+    by a constant from the loss with x: the gradient is the same in expectation, without the
+    scatter of x about it. Source: Xu, Tong and Jaakkola (2023), "Stable Target Field for Reduced
+    Variance Score Estimation in Diffusion Models", here with the whole training set.
+    """
+    x, flat = images.flatten(1), z.flatten(1)
+    logits = (flat @ x.T - x.square().sum(1) / 2) / sigma[:, None] ** 2
+    return (logits.softmax(1) @ x).reshape(z.shape)
 
 
 class _Loss(torch.nn.Module):
@@ -123,6 +148,10 @@ def train(
     """
     if recipe.images <= 0 and recipe.minutes <= 0:
         raise ValueError("recipe: got no budget, wanted images or minutes above 0")
+    if recipe.target not in ("image", "posterior"):
+        raise ValueError(f"target: got {recipe.target!r}, wanted 'image' or 'posterior'")
+    if recipe.draws and not (len(recipe.draws) == 2 and recipe.draws[1] > 0):
+        raise ValueError(f"draws: got {recipe.draws}, wanted a mean and a deviation above 0")
     if precision not in ("auto", "bf16", "float32"):
         raise ValueError(f"precision: got {precision!r}, wanted 'auto', 'bf16' or 'float32'")
     as_whole_number(recipe.batch, "batch", 1)
@@ -147,6 +176,8 @@ class _Run:
         self.bf16 = precision == "bf16" or (precision == "auto" and _has_bf16(device))
         shape = tuple(self.dataset.train.shape[1:])
         network = build(recipe.arch, shape, seed=recipe.seed, **recipe.options)
+        if recipe.start:
+            self.begin(network)
         self.network = network.to(device).train()
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.loss = _Loss(self.network)
@@ -157,6 +188,20 @@ class _Run:
         self.timed = bool(recipe.minutes)
         self.pending: list[Tensor] = []
         self.epoch, self.order = -1, torch.empty(0)
+        self.known = None
+        if recipe.target == "posterior":
+            x = to_float(self.dataset.train)
+            self.known = (torch.cat([x, x.flip(3)]) if recipe.flips else x).to(device)
+
+    def begin(self, network: Preconditioned) -> None:
+        """Take the weights of another network of this architecture, dropout aside."""
+        start = load(self.recipe.start)
+        try:
+            network.load_state_dict(start.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"start: {self.recipe.start!r} is another network ({error})"
+            ) from error
 
     @property
     def images(self) -> int:
@@ -212,6 +257,10 @@ class _Run:
             group["lr"] = self.recipe.rate * rise * (1 + math.cos(math.pi * self.done)) / 2
         batch = [part[self.rank :: self.world].to(self.device) for part in self.batch(self.step)]
         torch.manual_seed(_seed(self.recipe.seed, 2, self.step, self.rank))
+        if self.known is not None:
+            x, sigma, noise, _ = batch
+            z = x + sigma[:, None, None, None] * noise
+            batch.append(posterior_mean(self.known, z, sigma))
         with self.autocast():
             loss = self.loss(*batch)
         self.optimizer.zero_grad()
@@ -225,18 +274,32 @@ class _Run:
                 average.lerp_(now, 1 - keep)
         self.pending.append(loss.detach())
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, noise levels and noise of a step, for all processes together."""
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images, noise levels, noise and weights of a step, for all processes together."""
         train, size, seed = self.dataset.train, self.recipe.batch, self.recipe.seed
         index = torch.tensor([self.position(i) for i in range(step * size, (step + 1) * size)])
         generator = torch.Generator().manual_seed(_seed(seed, 1, step))
         x = to_float(train[index])
-        sigma = (P_MEAN + P_STD * torch.randn(size, generator=generator)).exp()
+        sigma, weight = self.levels(generator)
         noise = torch.randn(x.shape, generator=generator)
         mirrored = torch.rand(size, generator=generator) < 0.5
         if self.recipe.flips:
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-        return x, sigma, noise
+        return x, sigma, noise, weight
+
+    def levels(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Noise levels of a step, and the density of the loss over that of the draws."""
+        size = self.recipe.batch
+        if not self.recipe.draws:
+            sigma = (P_MEAN + P_STD * torch.randn(size, generator=generator)).exp()
+            return sigma, torch.ones(size)
+        mean, std = self.recipe.draws
+        strata = torch.randperm(size, generator=generator)
+        share = (strata + torch.rand(size, generator=generator)) / size
+        drawn = torch.special.ndtri(share.clamp(1e-6, 1 - 1e-6))
+        log = mean + std * drawn
+        wanted = (log - P_MEAN) / P_STD
+        return log.exp(), std / P_STD * ((drawn**2 - wanted**2) / 2).exp()
 
     def position(self, i: int) -> int:
         """Which image is the i-th: every image once per epoch, in an order of its own."""
@@ -336,6 +399,7 @@ class _Run:
         save(self.average, self.out / "network.safetensors", self.card())
 
     def card(self) -> dict[str, Any]:
+        begun = {"begun": card(self.recipe.start)} if self.recipe.start else {}
         return {
             **asdict(self.recipe),
             "images": self.images,
@@ -346,6 +410,7 @@ class _Run:
             "precision": "bf16" if self.bf16 else "float32",
             "versions": {"fpmc": fpmc.__version__, "torch": torch.__version__},
             "command": command(self.recipe),
+            **begun,
             "loss": self.rows,
         }
 
@@ -406,6 +471,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--batch", type=int, help="images per step (default: 128)")
     add("--rate", type=float, help="highest learning rate (default: 0.001)")
     add("--flips", action=argparse.BooleanOptionalAction, help="mirror images at random")
+    add("--target", choices=["image", "posterior"], help="what is taught (default: the image)")
+    add("--draws", type=float, nargs=2, help="mean and deviation of ln σ in weighted draws")
+    add("--start", help="a network whose weights the training starts from")
     add("--seed", type=int, help="seed of weights, order and noise (default: 0)")
     add("--options", type=json.loads, help='of the architecture, as JSON: {"channels": 64}')
     add("--device", default="cpu", help="cpu (default) or cuda")
@@ -415,6 +483,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data, arch, out = given.pop("data"), given.pop("arch"), given.pop("out")
     elsewhere = {name: given.pop(name) for name in ("root", "device", "precision", "save_minutes")}
     try:
+        given["draws"] = given["draws"] and tuple(given["draws"])
         chosen = recipe(data, arch, **{k: v for k, v in given.items() if v is not None})
         out = out or Path("runs") / f"{Path(data).stem}-{arch}-{chosen.seed}"
         train(chosen, out, **elsewhere)
