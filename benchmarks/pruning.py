@@ -33,12 +33,14 @@ def main():
 
     data = fpmc.data.load("photos32", n_train=options.n, n_test=options.b)
     many, few = Source(data.train), Source(data.train[: options.dense_n])
-    pixels, masks = many.shape[1:], discs(many.shape[1], 0.1)
+    pixels, side = many.shape[1:], many.shape[1]
+    local, large = discs(side, 0.1), discs(side, 0.6)
     methods = {
         "optimal": (Ones(pixels), Ones(pixels), many),
         "PSPC-Square, p = 15": (Box(pixels, 15), Box(pixels, 15), many),
         "LS, p = 15": (Box(pixels, 15, "clip"), Identity(pixels), many),
-        "dense Q and R": (masks, masks, few),
+        "local masks, Q and R": (local, local, few),
+        "large masks, Q and R": (large, large, few),
     }
     rows = []
     for name, (queries, responses, source) in methods.items():

@@ -1,10 +1,10 @@
 """How the time grows: with the sources, the noisy images, the pixels, the side of the squares, σ.
 
-    python benchmarks/scaling.py [--n 4000] [--out results/engine/scaling.csv]
+    python benchmarks/scaling.py [--n 12500] [--out results/engine/scaling.csv]
 
 Each quantity is changed on its own, the others stay (but dense operators have at most as many
-estimators as pixels). The exponent is the slope of a least-squares
-line through the logarithms of the times.
+estimators as pixels); the sources from a quarter to four times their number. The exponent is the
+slope of a least-squares line through the logarithms of the times.
 """
 
 import argparse
@@ -38,8 +38,8 @@ def seconds(method, n, b, side, p, sigma, k):
 def main():
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=4_000, help="source images")
-    parser.add_argument("--dense-n", type=int, default=200, help="the same, for dense operators")
+    parser.add_argument("--n", type=int, default=12_500, help="source images")
+    parser.add_argument("--dense-n", type=int, default=1_000, help="the same, for dense operators")
     parser.add_argument("--out", type=Path, help="CSV file to write")
     options = parser.parse_args()
 

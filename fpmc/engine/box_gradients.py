@@ -1,10 +1,11 @@
 r"""The compiled inner loops of :mod:`fpmc.engine.boxes` that go back.
 
 Beside the distances, a second pair of running sums makes
-:math:`s_{kn} = \sum_{p \in k} \sum_c \tilde g_{cp} x_{ncp}` over the squares of the responses; the
-identity is squares of side 1. A first pass finds each estimator's normaliser and the mean of s
-under its posterior, a second one spreads :math:`w (s - \bar s)` over the squares of the queries.
-Names and shapes as in :mod:`fpmc.engine.box_kernels`.
+:math:`s_{kn} = \sum_{p \in k} \sum_c \tilde g_{cp} x_{ncp}` over the squares of the responses; for
+the identity it is made where there is weight. A first pass finds the mean of s under each
+estimator's posterior, which for the identity is known from the answer; a second one spreads
+:math:`w (s - \bar s)` over the squares of the queries. Names and shapes as in
+:mod:`fpmc.engine.box_kernels`.
 """
 
 from typing import NamedTuple
@@ -12,9 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fpmc.engine.box_kernels import (
-    SKIP,
     ZERO,
-    centre,
     clear,
     enter,
     enter_weights,
@@ -23,7 +22,7 @@ from fpmc.engine.box_kernels import (
     start,
     weigh,
 )
-from fpmc.engine.compiled import CUTOFF, LANES, compiled, exp
+from fpmc.engine.compiled import LANES, compiled, larger
 
 __all__ = ["Slopes", "averages", "pull"]
 
@@ -47,8 +46,8 @@ class Slopes(NamedTuple):
 
 
 @compiled
-def averages(query, slopes, x, begin, end, peak, mass, total, needed, room):
-    """The first pass: normalisers, and sums of weights times s.
+def averages(query, slopes, x, begin, end, log_norm, mass, total, needed, room):
+    """The first pass: sums of weights times s.
 
     Args:
         query: The query.
@@ -56,26 +55,25 @@ def averages(query, slopes, x, begin, end, peak, mass, total, needed, room):
         x: The source images, shape (N, c, h, w).
         begin: First image of this thread, a multiple of LANES.
         end: One more than its last.
-        peak: Largest log-weight so far, shape (b, grid_h, grid_w), updated.
-        mass: Sum of weights over that of the peak, likewise.
-        total: Sum of weights times s, likewise, shape (b, 1, grid_h, grid_w).
+        log_norm: Each estimator's log-normaliser, shape (b, grid_h, grid_w).
+        mass: The sum of weights, 1 but for their rounding, likewise, added to.
+        total: The sum of weights times s, likewise.
         needed: Whether the second pass needs a tile, shape (b, tiles), written.
         room: Buffers.
     """
-    grid_h, after = peak.shape[1], len(room.ring) - 1 - query.before
+    grid_h, after = log_norm.shape[1], len(room.ring) - 1 - query.before
     for first in range(begin, end, LANES):
         load(x, first, room.tile)
         for m in range(len(query.z)):
             clear(room.ring, room.column)
             clear(slopes.ring, slopes.column)
             _enter_first_rows(query.z[m], slopes.g[m], after, room, slopes)
-            gap = -np.inf
+            heavy = False
             for i in range(grid_h):
                 _next_row(first, len(x), m, i, after, query, slopes, room)
-                top = centre(query.scale, peak[m, i], mass[m, i], total[m, :, i], room)
-                _add_slopes(mass[m, i], total[m, 0, i], slopes.totals, room.weights)
-                gap = max(gap, top)
-            needed[m, first // LANES] = gap > -CUTOFF
+                weigh(query.scale, log_norm[m, i], room)
+                heavy |= _add_slopes(mass[m, i], total[m, i], slopes.totals, room.weights)
+            needed[m, first // LANES] = heavy
 
 
 @compiled
@@ -113,6 +111,8 @@ def pull(query, slopes, x, begin, end, log_norm, average, needed, middle, total,
                 if row < grid_h:
                     _next_row(first, len(x), m, row, after, query, slopes, room)
                     weigh(query.scale, log_norm[m, row], room)
+                    if len(slopes.ring) == 1:
+                        _pixel_slopes(slopes, m, row, room)
                     _tilt(room.weights, slopes.totals, average[m, row])
                 enter_weights(row < grid_h, row, query.before, room.weights, spread)
                 if row >= query.before:
@@ -131,18 +131,32 @@ def _enter_first_rows(z, g, after, room, slopes):
 
 
 @compiled
+def _pixel_slopes(slopes, m, i, room):
+    """S of a row of single pixels, where there is weight."""
+    totals, tile, weights = slopes.totals, room.tile, room.weights
+    for k in range(len(totals)):
+        most = ZERO
+        for n in range(LANES):
+            most = larger(most, weights[k, n])
+        totals[k] = 0.0
+        if most > ZERO:
+            for channel in range(len(tile)):
+                value = slopes.g[m, channel, i, k]
+                for n in range(LANES):
+                    totals[k, n] += value * tile[channel, i, k, n]
+
+
+@compiled
 def _next_row(first, size, m, i, after, query, slopes, room):
     """The distances and s of a row of squares, of which one row of pixels is still to enter."""
-    ahead = len(slopes.ring) - 1 - slopes.before
     enter(query.z[m], i + after, room)
-    _enter_products(slopes.g[m], i + ahead, room.tile, slopes)
     start(first, size, query, room.totals)
     slide(room.column, len(room.ring), after, room.totals)
-    if len(slopes.ring) == 1:
-        slopes.totals[:] = slopes.column
-        return
-    slopes.totals[0] = 0.0
-    slide(slopes.column, len(slopes.ring), ahead, slopes.totals)
+    if len(slopes.ring) > 1:
+        ahead = len(slopes.ring) - 1 - slopes.before
+        _enter_products(slopes.g[m], i + ahead, room.tile, slopes)
+        slopes.totals[0] = 0.0
+        slide(slopes.column, len(slopes.ring), ahead, slopes.totals)
 
 
 @compiled
@@ -178,17 +192,17 @@ def _enter_products(g, row, tile, slopes):
 
 @compiled
 def _add_slopes(mass, total, slopes, weights):
-    """Add the weights of a row of squares to their mass, and times s to the totals."""
+    """Add the weights of a row of squares, and times s; returns whether there is any."""
+    heavy = False
     for k in range(len(mass)):
-        if weights[k, 0] < SKIP:
-            part, weighted = ZERO, 0.0
-            for n in range(LANES):
-                weights[k, n] = exp(weights[k, n])
-                part += weights[k, n]
-            for n in range(LANES):
-                weighted += weights[k, n] * slopes[k, n]
-            mass[k] += part
-            total[k] += weighted
+        part, weighted = ZERO, 0.0
+        for n in range(LANES):
+            part += weights[k, n]
+            weighted += weights[k, n] * slopes[k, n]
+        mass[k] += part
+        total[k] += weighted
+        heavy |= part > ZERO
+    return heavy
 
 
 @compiled

@@ -24,6 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 ZERO = np.float32(0)
+CUTOFF32 = np.float32(CUTOFF)
 FAR = 1e300
 SKIP = np.float32(1e30)
 
@@ -345,12 +346,15 @@ def weigh(scale, log_norm, room):
     """The weights of a row of squares."""
     totals, weights = room.totals, room.weights
     for k in range(len(totals)):
-        at = log_norm[k]
+        at, top = log_norm[k], -CUTOFF32
         for n in range(LANES):
             weights[k, n] = scale * totals[k, n] - at
-    for k in range(len(totals)):
-        for n in range(LANES):
-            weights[k, n] = exp(weights[k, n])
+            top = larger(top, weights[k, n])
+        if top > -CUTOFF32:
+            for n in range(LANES):
+                weights[k, n] = exp(weights[k, n])
+        else:
+            weights[k] = ZERO
 
 
 @compiled

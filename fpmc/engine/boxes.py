@@ -73,10 +73,12 @@ class Squares(Path):
     ):
         self.operators = {"queries": queries, "responses": responses}
         self.sigma, self.source, self.budget = sigma, source, budget
+        self.log_norms: list[Tensor] = []
 
     def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        size = self._share(z)
-        return in_parts(partial(denoise, **self._arguments(size.threads)), size.b, z)
+        size, self.log_norms = self._share(z), []
+        arguments = self._arguments(size.threads) | {"log_norms": self.log_norms}
+        return in_parts(partial(denoise, **arguments), size.b, z)
 
     def pull(
         self,
@@ -92,7 +94,8 @@ class Squares(Path):
                 self.sigma, **self.operators, source=self.source, budget=self.budget
             )
             return streaming.pull(z, x_hat, gradient)
-        return in_parts(partial(pull, **self._arguments(size.threads)), size.b, z, x_hat, gradient)
+        batches = (z, x_hat, gradient, torch.cat(self.log_norms))
+        return in_parts(partial(pull, **self._arguments(size.threads)), size.b, *batches)
 
     def _share(self, z: Tensor, *, back: bool = False) -> Share | None:
         memory = need(**self.operators, source=self.source, back=back)
@@ -145,6 +148,7 @@ def denoise(
     responses: Box | Identity,
     source: Source,
     threads: int,
+    log_norms: list[Tensor] | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """The answer x̂ of (10), where :func:`fits` and :func:`safe` hold. Not differentiable.
 
@@ -155,12 +159,16 @@ def denoise(
         responses: R.
         source: S.
         threads: How many threads share the source out.
+        log_norms: Where the estimators' log-normalisers are put, shape (b, grid_h, grid_w).
     """
     z_scaled, scale, log_weights = scaled(z, sigma, source)
     query = Query(z_scaled.numpy(), log_weights, scale, _before(queries))
     parts = shares(len(source), threads, LANES)
     one_hot = isinstance(responses, Identity)
-    mean = (_one_pass if one_hot else _two_passes)(query, queries, responses, source, parts)
+    passes = _one_pass if one_hot else _two_passes
+    mean, log_norm = passes(query, queries, responses, source, parts)
+    if log_norms is not None:
+        log_norms.append(log_norm)
     return answer(mean, z, source)
 
 
@@ -169,6 +177,7 @@ def pull(
     z: Float[Tensor, "b c h w"],
     x_hat: Float[Tensor, "b c h w"],
     gradient: Float[Tensor, "b c h w"],
+    log_norm: Float[Tensor, "b grid_h grid_w"],
     sigma: float,
     queries: Box,
     responses: Box | Identity,
@@ -183,6 +192,7 @@ def pull(
         z: Noisy images, shape (b, c, h, w).
         x_hat: What :func:`denoise` answered.
         gradient: g, the gradient with respect to it.
+        log_norm: The estimators' log-normalisers, as :func:`denoise` found them.
         sigma: The noise level σ > 0.
         queries: Q.
         responses: R.
@@ -193,36 +203,32 @@ def pull(
     query = Query(z_scaled.numpy(), log_weights, scale, _before(queries))
     g = (gradient.double() / responses.coverage()).contiguous().numpy()
     parts, (b, x) = shares(len(source), threads, LANES), (len(z), source.images.detach().numpy())
-    middle, one_hot = in_units(x_hat, source).numpy(), isinstance(responses, Identity)
+    middle = in_units(x_hat, source).numpy()
     rooms = [_room(queries, source) for _ in parts]
     slopes = [_slopes(g, queries, responses) for _ in parts]
-    needed = torch.empty(b, -(-len(source) // LANES), dtype=torch.bool).numpy()
+    needed = torch.ones(b, -(-len(source) // LANES), dtype=torch.bool).numpy()
 
-    def first(part: tuple[int, int], sums: Sums, room: Room, slopes: Slopes) -> None:
-        peak, mass, total = sums.arrays()
-        if one_hot:
-            box_kernels.log_sums(query, x, *part, peak, mass, needed, room)
-        else:
-            box_gradients.averages(query, slopes, x, *part, peak, mass, total, needed, room)
+    def first(part: tuple[int, int], sums: Tensor, room: Room, slopes: Slopes) -> None:
+        arrays = (log_norm.numpy(), *sums.numpy(), needed)
+        box_gradients.averages(query, slopes, x, *part, *arrays, room)
 
     def second(part: tuple[int, int], total: Tensor, room: Room, slopes: Slopes) -> None:
         arrays = (log_norm.numpy(), average, needed, middle, total.numpy())
         box_gradients.pull(query, slopes, x, *part, *arrays, room, _spread(queries))
 
-    sums = [Sums(b, queries.grid, (0 if one_hot else 1, *queries.grid)) for _ in parts]
-    side_by_side(first, list(zip(parts, sums, rooms, slopes, strict=True)))
-    merged = reduce(Sums.merge, sums)
-    if one_hot:  # the mean of s is that of the images
+    if isinstance(responses, Identity):
         average = (g * middle).sum(1)
     else:
-        average = merged.total.squeeze(1).div_(merged.mass).numpy()
-    log_norm = merged.mass.log_().add_(merged.peak)
+        sums = [torch.zeros(2, *log_norm.shape, dtype=torch.float64) for _ in parts]
+        side_by_side(first, list(zip(parts, sums, rooms, slopes, strict=True)))
+        mass, total = reduce(Tensor.add_, sums)
+        average = total.div_(mass).numpy()
     totals = [torch.zeros(b, *source.shape, dtype=torch.float64) for _ in parts]
     side_by_side(second, list(zip(parts, totals, rooms, slopes, strict=True)))
     return reduce(Tensor.add_, totals).mul_(-2 * scale).to(z)
 
 
-def _one_pass(query, queries, responses, source, parts) -> Float[Tensor, "b c h w"]:
+def _one_pass(query, queries, responses, source, parts) -> tuple[Tensor, Tensor]:
     def work(part: tuple[int, int], sums: Sums, room: Room) -> None:
         box_kernels.gather(query, x, *part, *sums.arrays(), room)
 
@@ -231,10 +237,10 @@ def _one_pass(query, queries, responses, source, parts) -> Float[Tensor, "b c h 
     rooms = [_room(queries, source) for _ in parts]
     side_by_side(work, list(zip(parts, sums, rooms, strict=True)))
     merged = reduce(Sums.merge, sums)
-    return merged.total.div_(merged.mass.unsqueeze(1))
+    return merged.mean(), merged.log_norm()
 
 
-def _two_passes(query, queries, responses, source, parts) -> Float[Tensor, "b c h w"]:
+def _two_passes(query, queries, responses, source, parts) -> tuple[Tensor, Tensor]:
     def first(part: tuple[int, int], sums: Sums, room: Room) -> None:
         peak, mass, _ = sums.arrays()
         box_kernels.log_sums(query, x, *part, peak, mass, needed, room)
@@ -248,13 +254,12 @@ def _two_passes(query, queries, responses, source, parts) -> Float[Tensor, "b c 
     rooms = [_room(queries, source) for _ in parts]
     sums = [Sums(b, queries.grid) for _ in parts]
     side_by_side(first, list(zip(parts, sums, rooms, strict=True)))
-    merged = reduce(Sums.merge, sums)
-    log_norm = merged.mass.log_().add_(merged.peak)
-    del sums, merged
+    log_norm = reduce(Sums.merge, sums).log_norm()
+    del sums
     spreads = [_spread(responses) for _ in parts]
     totals = [torch.zeros(b, *source.shape, dtype=torch.float64) for _ in parts]
     side_by_side(second, list(zip(parts, totals, rooms, spreads, strict=True)))
-    return reduce(Tensor.add_, totals).div_(responses.coverage())
+    return reduce(Tensor.add_, totals).div_(responses.coverage()), log_norm
 
 
 def _before(op: Box | Identity) -> int:

@@ -151,6 +151,14 @@ class Sums:
         self.total += other.total
         return self
 
+    def mean(self) -> Tensor:
+        """The weighted mean of the values; the total is overwritten."""
+        return self.total.div_(self.mass.unsqueeze(1))
+
+    def log_norm(self) -> Tensor:
+        """The logarithm of the sum of weights; the mass is overwritten."""
+        return self.mass.log_().add_(self.peak)
+
 
 def shares(size: int, threads: int, lanes: int) -> list[tuple[int, int]]:
     """Cut 0 … size into ranges of whole tiles, one for each thread, as equal as it goes.

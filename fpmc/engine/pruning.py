@@ -92,12 +92,16 @@ def denoise_pruned(
     levels = [_Level.of(queries, source.shape, side, z.device) for side in sides]
     room = min(budget // 4, CACHE_FRIENDLY)
     left = budget - sum(level.rows.nbytes + level.group.nbytes for level in levels)
+    means = None
+    if levels and levels[0].means_bytes(source) <= budget // 4:
+        means = levels[0].means(source, torch.arange(len(source)), z.device, room)
+        left -= means.nbytes
     operators = (queries, responses)
     answers, bounds, counts = torch.empty_like(z), [], []
     for m in range(len(z)):
         one, part, bound = z[m : m + 1], source, 0.0
         if levels:
-            kept, lost = _candidates(one.double(), sigma, queries, source, eps, levels, room)
+            kept, lost = _candidates(one.double(), sigma, queries, source, eps, levels, means, room)
             if len(kept) < len(source) and len(kept) * source.images[0].nbytes <= budget // 2:
                 part, bound = _subset(source, kept), 2 * lost
         copied = 0 if part is source else part.images.nbytes
@@ -147,15 +151,36 @@ class _Level:
         rows, group = (lowest.flatten(2) * side**2).to(device).unique(dim=0, return_inverse=True)
         return _Level(side, rows, group)
 
+    def means_bytes(self, source: Source) -> int:
+        """What the source's means over blocks take."""
+        c, h, w = source.shape
+        return len(source) * c * (h // self.side) * (w // self.side) * FLOAT64
+
+    def means(
+        self, source: Source, index: Tensor, device: torch.device, room: int
+    ) -> Float[Tensor, "m c blocks"]:
+        """Means over blocks of some images."""
+        parts = index.split(max(1, room // (2 * math.prod(source.shape) * FLOAT64)))
+        images = (source.read(part, torch.float64, device) for part in parts)
+        return torch.cat([functional.avg_pool2d(x, self.side).flatten(2) for x in images])
+
     def bounds(
-        self, z: Float[Tensor, "1 c h w"], source: Source, index: Tensor, room: int
+        self,
+        z: Float[Tensor, "1 c h w"],
+        source: Source,
+        index: Tensor,
+        means: Float[Tensor, "n c blocks"] | None,
+        room: int,
     ) -> Iterator[tuple[Tensor, Float[Tensor, "g m"]]]:
-        """Lower bounds on the distances of each group, for some images at a time."""
+        """Lower bounds on the distances of each group, for some images at a time.
+
+        Means over blocks of the whole source spare reading it, where there are any.
+        """
         z_means = functional.avg_pool2d(z, self.side).flatten(2)
         per_x = (8 * z.numel() + 4 * len(self.rows)) * FLOAT64
         for part in index.split(max(1, room // per_x)):
-            x = source.read(part, torch.float64, z.device)
-            squares = (functional.avg_pool2d(x, self.side).flatten(2) - z_means).square_()
+            x = self.means(source, part, z.device, room) if means is None else means[part]
+            squares = (x - z_means).square_()
             if self.rows.shape[1] == 1:
                 squares = squares.sum(1, keepdim=True)
             yield part, self.rows.flatten(1) @ squares.flatten(1).T
@@ -168,19 +193,20 @@ def _candidates(
     source: Source,
     eps: float,
     levels: list[_Level],
+    means: Tensor | None,
     room: int,
 ) -> tuple[Int[Tensor, " m"], float]:
     """The images that may matter, and the share of any weight that the others carry at most."""
     index = torch.arange(len(source), device=z.device)
-    near = _nearest(z, sigma, source, levels[0], index, room)
+    near = _nearest(z, sigma, source, levels[0], index, means, room)
     reached = _reached(z, sigma, queries, source, near, room)
     threshold = math.log(eps / len(source))
     lost = 0.0
-    for level in levels:
+    for level, known in zip(levels, [means, None], strict=False):
         least = torch.full((len(level.rows),), math.inf, dtype=torch.float64, device=z.device)
         least = least.scatter_reduce(0, level.group, reached, "amin")
         survivors, share = [], torch.zeros_like(least)
-        for part, distances in level.bounds(z, source, index, room):
+        for part, distances in level.bounds(z, source, index, known, room):
             above = _highest(distances, sigma, source, part) - least.unsqueeze(1)
             above += ROUNDING * (distances / (2 * sigma**2) + least.abs().unsqueeze(1))
             keep = (above > threshold).any(0)
@@ -192,11 +218,17 @@ def _candidates(
 
 
 def _nearest(
-    z: Tensor, sigma: float, source: Source, level: _Level, index: Tensor, room: int
+    z: Tensor,
+    sigma: float,
+    source: Source,
+    level: _Level,
+    index: Tensor,
+    means: Tensor | None,
+    room: int,
 ) -> Int[Tensor, " m"]:
     """For every group, the image whose log-weight may be the largest; each position once."""
     best = position = None
-    for part, distances in level.bounds(z, source, index, room):
+    for part, distances in level.bounds(z, source, index, means, room):
         value, at = _highest(distances, sigma, source, part).max(1)
         if best is None:
             best, position = value, part[at]

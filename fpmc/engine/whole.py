@@ -110,7 +110,7 @@ def denoise(
     rows = [torch.empty_like(flat[0]) for _ in parts]
     side_by_side(work, list(zip(parts, sums, rows, strict=True)))
     merged = reduce(Sums.merge, sums)
-    mean = merged.total.div_(merged.mass.unsqueeze(1))
+    mean = merged.mean()
     return answer(mean.view(z.shape), z, source)
 
 
@@ -149,7 +149,7 @@ def pull(
     rows = [torch.empty_like(flat[0]) for _ in parts]
     side_by_side(work, list(zip(parts, sums, rows, strict=True)))
     merged = reduce(Sums.merge, sums)
-    return merged.total.div_(merged.mass.unsqueeze(1)).mul_(-2 * scale).view(z.shape).to(z)
+    return merged.mean().mul_(-2 * scale).view(z.shape).to(z)
 
 
 def _sees_all(op: Operator) -> bool:
