@@ -22,7 +22,6 @@ def main():
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=10_000, help="source images")
-    parser.add_argument("--dense-n", type=int, default=2_000, help="the same, for dense operators")
     parser.add_argument("--b", type=int, default=4, help="noisy images")
     parser.add_argument("--eps", type=float, default=1e-6, help="share of weight to leave out")
     parser.add_argument(
@@ -32,18 +31,18 @@ def main():
     options = parser.parse_args()
 
     data = fpmc.data.load("photos32", n_train=options.n, n_test=options.b)
-    many, few = Source(data.train), Source(data.train[: options.dense_n])
-    pixels, side = many.shape[1:], many.shape[1]
+    source = Source(data.train)
+    pixels, side = source.shape[1:], source.shape[1]
     local, large = discs(side, 0.1), discs(side, 0.6)
     methods = {
-        "optimal": (Ones(pixels), Ones(pixels), many),
-        "PSPC-Square, p = 15": (Box(pixels, 15), Box(pixels, 15), many),
-        "LS, p = 15": (Box(pixels, 15, "clip"), Identity(pixels), many),
-        "local masks, Q and R": (local, local, few),
-        "large masks, Q and R": (large, large, few),
+        "optimal": (Ones(pixels), Ones(pixels)),
+        "PSPC-Square, p = 15": (Box(pixels, 15), Box(pixels, 15)),
+        "LS, p = 15": (Box(pixels, 15, "clip"), Identity(pixels)),
+        "local masks, Q and R": (local, local),
+        "large masks, Q and R": (large, large),
     }
     rows = []
-    for name, (queries, responses, source) in methods.items():
+    for name, (queries, responses) in methods.items():
         denoiser = FPMC(queries, responses, source)
         for sigma in options.sigma:
             z = diffusion.add_noise(to_float(data.test), sigma, 0)

@@ -87,7 +87,10 @@ def measurements(table: str, root: str | os.PathLike | None = None) -> list[dict
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, strict=True))
-        return [{name: _number(value) for name, value in row.items()} for row in rows]
+        return [
+            {name: value if name in TEXT else _number(value) for name, value in row.items()}
+            for row in rows
+        ]
     except (ValueError, TypeError, csv.Error) as error:
         raise ValueError(f"{path}: not a table of measurements ({error})") from error
 

@@ -4,6 +4,7 @@ import csv
 import importlib
 import itertools
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -410,3 +411,29 @@ def test_a_missing_or_foreign_table_is_an_error(tmp_path):
     (tmp_path / "digits" / "samples.npz").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a file of samples"):
         results.images("digits", tmp_path)
+
+
+class TestMeasurements:
+    """The benchmarks' tables come back as they were written."""
+
+    def test_numbers_are_numbers_and_what_names_something_is_text(self, tmp_path):
+        (tmp_path / "engine").mkdir()
+        text = 'method,ours,loop / ours,code\n"LS, p = 7",0.072,nan,1234567\n'
+        (tmp_path / "engine" / "paths.csv").write_text(text)
+        (row,) = results.measurements("paths", tmp_path)
+        assert math.isnan(row.pop("loop / ours"))
+        assert row == {"method": "LS, p = 7", "ours": 0.072, "code": "1234567"}
+
+    @pytest.mark.parametrize("table", ["paths", "pruning", "scaling"])
+    def test_every_row_of_the_stored_tables_says_where_it_was_measured(self, table):
+        for row in results.measurements(table):
+            assert all(row[name] for name in ("device", "threads", "torch", "date"))
+            assert re.fullmatch("[0-9a-f]{7,}", row["code"])
+
+    def test_a_missing_or_cut_table_is_an_error(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"benchmarks/paths\.py --out .* measures it"):
+            results.measurements("paths", tmp_path)
+        (tmp_path / "engine").mkdir()
+        (tmp_path / "engine" / "paths.csv").write_text("method,ours\noptimal\n")
+        with pytest.raises(ValueError, match="not a table of measurements"):
+            results.measurements("paths", tmp_path)
