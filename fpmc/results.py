@@ -72,7 +72,7 @@ def measurements(table: str, root: str | os.PathLike | None = None) -> list[dict
     """A stored table of the engine's benchmarks, a dictionary per row; what is a number is a float.
 
     Args:
-        table: "paths", "scaling" or "pruning".
+        table: "paths", "scaling", "pruning", or "fused" from a GPU.
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:
