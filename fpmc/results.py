@@ -16,7 +16,7 @@ __all__ = ["images", "measurements", "read", "stored"]
 
 FOLDER = Path(__file__).parents[1] / "results"
 TABLES = ("copies", "denoising", "maps", "samples", "schedules", "worth")
-TEXT = ("data", "network", "reference", "method", "schedule", "z")
+TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command")
 TEXT += ("device", "version", "torch", "code", "date")
 
 
@@ -40,7 +40,7 @@ def read(
 
     Args:
         data: The dataset, a folder in ``results``.
-        table: "schedules", "denoising", "samples", "worth", "copies" or "maps".
+        table: "schedules", "denoising", "samples", "worth", "copies", "maps" or "trials".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:
@@ -68,18 +68,21 @@ def images(data: str, root: str | os.PathLike | None = None) -> dict[str, Float[
         raise ValueError(f"{path}: not a file of samples ({error})") from error
 
 
-def measurements(table: str, root: str | os.PathLike | None = None) -> list[dict[str, str | float]]:
+def measurements(
+    table: str, root: str | os.PathLike | None = None, data: str | None = None
+) -> list[dict[str, str | float]]:
     """A stored table of the engine's benchmarks, a dictionary per row; what is a number is a float.
 
     Args:
         table: "paths", "scaling", "pruning", or "fused" from a GPU.
         root: The folder ``results`` itself, if it is not beside the package.
+        data: The dataset in whose run the benchmark was part; None for one of its own.
 
     Raises:
         FileNotFoundError: If there is no such table; says how to measure it.
         ValueError: If it cannot be read.
     """
-    path = Path(root or FOLDER) / "engine" / f"{table}.csv"
+    path = Path(root or FOLDER) / (data or "") / "engine" / f"{table}.csv"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such table; python benchmarks/{table}.py --out {path} measures it"

@@ -421,6 +421,8 @@ class TestMeasurements:
         text = 'method,ours,loop / ours,code\n"LS, p = 7",0.072,nan,1234567\n'
         (tmp_path / "engine" / "paths.csv").write_text(text)
         (row,) = results.measurements("paths", tmp_path)
+        (same,) = results.measurements("paths", tmp_path.parent, tmp_path.name)
+        assert repr(same) == repr(row)
         assert math.isnan(row.pop("loop / ours"))
         assert row == {"method": "LS, p = 7", "ours": 0.072, "code": "1234567"}
 

@@ -88,7 +88,7 @@ def pull(query, slopes, x, begin, end, log_norm, average, needed, middle, total,
         end: One more than its last.
         log_norm: Each estimator's log-normaliser, shape (b, grid_h, grid_w).
         average: The mean of s under its posterior, likewise.
-        needed: What the first pass wrote.
+        needed: What the first pass wrote; all true where there is none.
         middle: x̂ in the source's own units, shape (b, c, h, w).
         total: The sum, shape (b, c, h, w).
         room: Buffers.
@@ -132,7 +132,7 @@ def _enter_first_rows(z, g, after, room, slopes):
 
 @compiled
 def _pixel_slopes(slopes, m, i, room):
-    """S of a row of single pixels, where there is weight."""
+    """The slopes s of a row of single pixels, where there is weight."""
     totals, tile, weights = slopes.totals, room.tile, room.weights
     for k in range(len(totals)):
         most = ZERO
@@ -207,7 +207,7 @@ def _add_slopes(mass, total, slopes, weights):
 
 @compiled
 def _tilt(weights, slopes, average):
-    """W (s − s̄) in place of the weights."""
+    """The weights times s − s̄, in their place."""
     for k in range(len(average)):
         for n in range(LANES):
             weights[k, n] *= slopes[k, n] - average[k]

@@ -3,8 +3,8 @@ r"""Squares on a CPU: compiled running sums, whose cost does not depend on the s
 For a noisy image and LANES source images at a time, δ, the distances and the weights of a few rows
 of squares stay in cache; no map of a whole image is made. With one-hot responses one pass over the
 source does. With squares as responses a first pass finds each estimator's normaliser, and a second
-one mixes; it skips the images of which no weight exceeds e⁻⁸⁰ of its estimator's largest, which at
-low noise are nearly all. Threads share the source out.
+one mixes; it skips a tile of which no weight exceeds e⁻⁸⁰ of its estimator's largest so far: for
+large squares at low noise, some of them. Threads share the source out.
 
 Distances, log-weights, normalisers and the sums over the source are float64; a weight is the
 float32 exponential of the log-weight less the largest one (or less the normaliser): subtracted in
@@ -61,6 +61,10 @@ class Squares(Path):
         source: S.
         budget: Bytes of working memory, enough for :func:`denoise`; where it is not enough for
             :func:`pull`, the streaming engine goes back.
+
+    Attributes:
+        log_norms: The normalisers of the last answer, a tensor for each part of the batch, which
+            :meth:`pull` needs; like z and the answer they are not counted in the budget.
     """
 
     def __init__(
@@ -159,7 +163,8 @@ def denoise(
         responses: R.
         source: S.
         threads: How many threads share the source out.
-        log_norms: Where the estimators' log-normalisers are put, shape (b, grid_h, grid_w).
+        log_norms: A list to which the estimators' log-normalisers are appended, shape
+            (b, grid_h, grid_w).
     """
     z_scaled, scale, log_weights = scaled(z, sigma, source)
     query = Query(z_scaled.numpy(), log_weights, scale, _before(queries))

@@ -91,7 +91,7 @@ def scaled(
     """The noisy images in the units that the source is stored in, so that no image is converted.
 
     Returns:
-        z, a float64 copy; −1 / 2σ²; and log S(x_n), of no length if all are equal.
+        z, a float64 copy; −1 / 2σ² in those units; and log S(x_n), of no length if all are equal.
     """
     unit, _ = _units(source)
     log_weights = torch.empty(0) if source.log_weights is None else source.log_weights.cpu()
@@ -139,7 +139,7 @@ class Sums:
         return self.peak.numpy(), self.mass.numpy(), self.total.numpy()
 
     def merge(self, other: "Sums") -> "Sums":
-        """Take another part's sums in."""
+        """Take another part's sums in; they are overwritten."""
         top = torch.maximum(self.peak, other.peak)
         for part in (self, other):
             shrink = part.peak.sub_(top).exp_()

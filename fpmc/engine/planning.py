@@ -65,7 +65,7 @@ class Plan:
     """How a call will be computed; ``print`` it.
 
     Attributes:
-        path: "squares", "whole image" or "streaming".
+        path: "squares", "whole image", "fused" or "streaming".
         reason: Why this one.
         b: Noisy images at a time.
         n: Source images at a time.

@@ -78,7 +78,8 @@ def denoise_pruned(
             above 0 and up to 1.
         budget: Bytes of working memory, inputs and result not counted; 1 GiB if left out. Where Q
             on blocks would take more than a quarter of it, or the kept images more than half, no
-            image is left out.
+            image is left out. The source's means over the coarse blocks are made once if they take
+            no more than a quarter; else, and for the finer blocks, the source is read for every z.
 
     Raises:
         TypeError: If ε or the budget is not a number.
