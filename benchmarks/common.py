@@ -1,5 +1,6 @@
 """What the benchmarks share: timing, the machine, and tables that carry their provenance."""
 
+import argparse
 import csv
 import datetime
 import platform
@@ -13,6 +14,12 @@ import torch
 from fpmc.storage import whole
 
 ROOT = Path(__file__).parents[1]
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The options that say which images are summed over."""
+    parser.add_argument("--data", default="photos32", help="name or path (default: photos32)")
+    parser.add_argument("--root", help="where datasets lie")
 
 
 def fastest(work: Callable[[], object], repeats: int = 3, *, warm: bool = True) -> float:

@@ -1,6 +1,6 @@
-"""Every path against the ways that its structure replaces, in one run, on crops of photographs.
+"""Every path against the ways that its structure replaces, in one run, on real images.
 
-    python benchmarks/paths.py [--n 10000] [--b 8] [--out results/engine/paths.csv]
+    python benchmarks/paths.py [--data cifar10] [--n 10000] [--b 8] [--out results/engine/paths.csv]
 
 The alternatives, in float32 PyTorch, on all threads:
 
@@ -23,7 +23,7 @@ import math
 from pathlib import Path
 
 import torch
-from common import fastest, show, write
+from common import add_data, fastest, show, write
 from torch.nn import functional
 
 import fpmc
@@ -124,7 +124,7 @@ def discs(side, share):
     return Dense(torch.zeros(side**2, side**2).scatter_(1, kept, 1.0).view(-1, side, side))
 
 
-def measure(name, queries, responses, source, z, sigma, repeats):
+def measure(dataset, name, queries, responses, source, z, sigma, repeats):
     """A row of the table."""
     x, plan = to_float(source.images), engine.plan(queries, responses, source, len(z))
     denoiser, single = FPMC(queries, responses, source), queries.k == 1
@@ -137,7 +137,7 @@ def measure(name, queries, responses, source, z, sigma, repeats):
     }
     fast = denoiser.with_precision("float32") if isinstance(queries, Dense) else None
     return {
-        "dataset": "photos32", "method": name, "sigma": sigma, "seed": 0, "N": len(x), "b": len(z),
+        "dataset": dataset, "method": name, "sigma": sigma, "seed": 0, "N": len(x), "b": len(z),
         "path": plan.path, "ours": ours, **others,
         **{f"{other} / ours": seconds / ours for other, seconds in others.items()},
         "one line's error": gap(one_line(z, x, sigma, queries, responses), exact),
@@ -163,6 +163,7 @@ def back(denoiser, z, sigma, repeats):
 def main():
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_data(parser)
     parser.add_argument("--n", type=int, default=10_000, help="source images")
     parser.add_argument("--dense-n", type=int, default=4_000, help="the same, for dense operators")
     parser.add_argument("--b", type=int, default=8, help="noisy images")
@@ -172,7 +173,8 @@ def main():
     parser.add_argument("--out", type=Path, help="CSV file to write")
     options = parser.parse_args()
 
-    data = fpmc.data.load("photos32", n_train=max(options.n, options.dense_n), n_test=options.b)
+    most = max(options.n, options.dense_n)
+    data = fpmc.data.load(options.data, options.root, n_train=most, n_test=options.b)
     many, few = Source(data.train[: options.n]), Source(data.train[: options.dense_n])
     pixels, one_hot = many.shape[1:], Identity(many.shape[1:])
     local, large = discs(pixels[0], 0.1), discs(pixels[0], 0.6)
@@ -199,7 +201,7 @@ def main():
         queries, responses, source = cases[name]
         for sigma in options.sigma:
             z = diffusion.add_noise(to_float(data.test), sigma, 0)
-            row = measure(name, queries, responses, source, z, sigma, options.repeats)
+            row = measure(options.data, name, queries, responses, source, z, sigma, options.repeats)
             rows.append({**row, **peaks})
             show([{key: value for key, value in row.items() if key != "dataset"}])
             if options.out:

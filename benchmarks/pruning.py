@@ -1,6 +1,6 @@
 """What certified pruning looks at, what it takes, and how far its bound is from the true error.
 
-    python benchmarks/pruning.py [--n 10000] [--b 4] [--eps 1e-6] [--out results/engine/pruning.csv]
+    python benchmarks/pruning.py [--data cifar10] [--n 10000] [--b 4] [--eps 1e-6] [--out FILE]
 
 The error is the largest difference of any value from the answer over the whole source; below about
 1e-6 it is rounding, of which the bound says nothing.
@@ -9,7 +9,7 @@ The error is the largest difference of any value from the answer over the whole 
 import argparse
 from pathlib import Path
 
-from common import fastest, show, write
+from common import add_data, fastest, show, write
 from paths import discs
 
 import fpmc
@@ -21,6 +21,7 @@ from fpmc.source import to_float
 def main():
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_data(parser)
     parser.add_argument("--n", type=int, default=10_000, help="source images")
     parser.add_argument("--b", type=int, default=4, help="noisy images")
     parser.add_argument("--eps", type=float, default=1e-6, help="share of weight to leave out")
@@ -30,7 +31,7 @@ def main():
     parser.add_argument("--out", type=Path, help="CSV file to write")
     options = parser.parse_args()
 
-    data = fpmc.data.load("photos32", n_train=options.n, n_test=options.b)
+    data = fpmc.data.load(options.data, options.root, n_train=options.n, n_test=options.b)
     source = Source(data.train)
     pixels, side = source.shape[1:], source.shape[1]
     local, large = discs(side, 0.1), discs(side, 0.6)
@@ -47,7 +48,7 @@ def main():
         for sigma in options.sigma:
             z = diffusion.add_noise(to_float(data.test), sigma, 0)
             result = denoiser.pruned(z, sigma, options.eps)
-            row = {"dataset": "photos32", "method": name, "sigma": sigma, "seed": 0}
+            row = {"dataset": options.data, "method": name, "sigma": sigma, "seed": 0}
             row |= {"N": len(source), "b": len(z), "eps": options.eps}
             row["kept"] = result.kept.double().mean().item() / len(source)
             row["pruned"] = fastest(lambda: denoiser.pruned(z, sigma, options.eps), 1, warm=False)  # noqa: B023

@@ -1,6 +1,6 @@
 """How the time grows: with the sources, the noisy images, the pixels, the side of the squares, σ.
 
-    python benchmarks/scaling.py [--n 12500] [--out results/engine/scaling.csv]
+    python benchmarks/scaling.py [--data cifar10] [--n 12500] [--out results/engine/scaling.csv]
 
 Each quantity is changed on its own, the others stay (but dense operators have at most as many
 estimators as pixels); the sources from a quarter to four times their number. The exponent is the
@@ -8,10 +8,11 @@ slope of a least-squares line through the logarithms of the times.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from common import fastest, show, write
+from common import add_data, fastest, show, write
 
 import fpmc
 from fpmc import FPMC, Source, diffusion
@@ -19,9 +20,10 @@ from fpmc.operators import Box, Dense, Identity, Ones
 from fpmc.source import to_float
 
 
-def seconds(method, n, b, side, p, sigma, k):
-    """Time one call on crops of the photographs."""
-    data = fpmc.data.load(f"photos{side}" if side == 32 else "photos", n_train=n, n_test=b)
+def seconds(load, method, n, b, side, p, sigma, k):
+    """Time one call on images cut to this side."""
+    data = load(n_train=n, n_test=b)
+    train, test = (images[..., :side, :side] for images in (data.train, data.test))
     pixels = (side, side)
     dense = Dense(Box(pixels, p, "clip").dense()[:k] + 1e-3)  # no windows
     queries, responses = {
@@ -30,19 +32,21 @@ def seconds(method, n, b, side, p, sigma, k):
         "LS": (Box(pixels, p, "clip"), Identity(pixels)),
         "dense Q and R": (dense, dense),
     }[method]
-    z = diffusion.add_noise(to_float(data.test), sigma, 0)
-    denoiser = FPMC(queries, responses, Source(data.train))
+    z = diffusion.add_noise(to_float(test), sigma, 0)
+    denoiser = FPMC(queries, responses, Source(train.contiguous()))
     return fastest(lambda: denoiser(z, sigma), 3)
 
 
 def main():
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_data(parser)
     parser.add_argument("--n", type=int, default=12_500, help="source images")
     parser.add_argument("--dense-n", type=int, default=1_000, help="the same, for dense operators")
     parser.add_argument("--out", type=Path, help="CSV file to write")
     options = parser.parse_args()
 
+    load = partial(fpmc.data.load, options.data, options.root)
     rows = []
     for method in ("optimal", "PSPC-Square", "LS", "dense Q and R"):
         n = options.dense_n if method == "dense Q and R" else options.n
@@ -54,13 +58,13 @@ def main():
         if method == "dense Q and R":
             changed["k"] = [128, 256, 512, 1024]
         for name, values in changed.items():
-            times = [seconds(method, **{**fixed, name: value}) for value in values]
+            times = [seconds(load, method, **{**fixed, name: value}) for value in values]
             sizes = [value**2 for value in values] if name == "side" else values
             exponent = float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
             for value, size, time in zip(values, sizes, times, strict=True):
                 settings = {**fixed, name: value}
                 settings["k"] = min(settings["k"], settings["side"] ** 2)
-                row = {"dataset": "photos", "method": method, "seed": 0, **settings}
+                row = {"dataset": options.data, "method": method, "seed": 0, **settings}
                 row |= {"changed": "pixels" if name == "side" else name, "size": size}
                 rows.append({**row, "seconds": time, "exponent": exponent})
         if options.out:
