@@ -18,7 +18,7 @@ stay. :func:`safe` asks that this moves no log-weight by more than a tenth of wh
 off, which is so for noisy images of that σ; an outlier among the pixels may break it.
 """
 
-from functools import partial, reduce
+from functools import reduce
 
 import numpy as np
 import torch
@@ -29,21 +29,17 @@ from fpmc.engine import box_gradients, box_kernels
 from fpmc.engine.box_gradients import Slopes
 from fpmc.engine.box_kernels import Query, Room, Spread
 from fpmc.engine.compiled import LANES
-from fpmc.engine.differentiable import Path
+from fpmc.engine.looped import Looped
 from fpmc.engine.parallel import (
     Need,
-    Share,
     Sums,
     answer,
-    in_parts,
     in_units,
     readable,
     scaled,
-    share,
     shares,
     side_by_side,
 )
-from fpmc.engine.streaming import Streaming
 from fpmc.engine.tiling import FLOAT32, FLOAT64, tolerance
 from fpmc.operators import Box, Identity, Operator
 from fpmc.source import Source
@@ -51,62 +47,32 @@ from fpmc.source import Source
 __all__ = ["Squares", "denoise", "fits", "need", "pull", "safe"]
 
 
-class Squares(Path):
-    """Squares, there and back, as many noisy images at a time as the budget allows.
-
-    Args:
-        sigma: The noise level σ > 0 of what will be asked.
-        queries: Q.
-        responses: R, where :func:`fits` holds.
-        source: S.
-        budget: Bytes of working memory, enough for :func:`denoise`; where it is not enough for
-            :func:`pull`, the streaming engine goes back.
+class Squares(Looped):
+    """Squares, there and back; see :class:`Looped`.
 
     Attributes:
-        log_norms: The normalisers of the last answer, a tensor for each part of the batch, which
-            :meth:`pull` needs; like z and the answer they are not counted in the budget.
+        log_norms: The normalisers of the last answer, a tensor for each part of the batch; like z
+            and the answer they are not counted in the budget.
     """
 
-    def __init__(
-        self,
-        sigma: float,
-        queries: Box,
-        responses: Box | Identity,
-        source: Source,
-        budget: int | None = None,
-    ):
-        self.operators = {"queries": queries, "responses": responses}
-        self.sigma, self.source, self.budget = sigma, source, budget
-        self.log_norms: list[Tensor] = []
+    lanes = LANES
 
     def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        size, self.log_norms = self._share(z), []
-        arguments = self._arguments(size.threads) | {"log_norms": self.log_norms}
-        return in_parts(partial(denoise, **arguments), size.b, z)
+        self.log_norms: list[Tensor] = []
+        return super().answer(z)
 
-    def pull(
-        self,
-        z: Float[Tensor, "b c h w"],
-        x_hat: Float[Tensor, "b c h w"],
-        gradient: Float[Tensor, "b c h w"],
-        to_q: Tensor | None = None,
-        to_r: Tensor | None = None,
-    ) -> Float[Tensor, "b c h w"]:
-        size = self._share(z, back=True)
-        if size is None:
-            streaming = Streaming(
-                self.sigma, **self.operators, source=self.source, budget=self.budget
-            )
-            return streaming.pull(z, x_hat, gradient)
-        batches = (z, x_hat, gradient, torch.cat(self.log_norms))
-        return in_parts(partial(pull, **self._arguments(size.threads)), size.b, *batches)
+    def kept(self) -> tuple[Tensor, ...]:
+        return (torch.cat(self.log_norms),)
 
-    def _share(self, z: Tensor, *, back: bool = False) -> Share | None:
-        memory = need(**self.operators, source=self.source, back=back)
-        return share(memory, len(z), LANES, len(self.source), self.budget)
+    def need(self, *, back: bool) -> Need:
+        return need(self.queries, self.responses, self.source, back=back)
 
-    def _arguments(self, threads: int) -> dict[str, object]:
-        return {"sigma": self.sigma, **self.operators, "source": self.source, "threads": threads}
+    def there(self, threads: int, z: Tensor) -> Tensor:
+        operators = (self.queries, self.responses, self.source)
+        return denoise(z, self.sigma, *operators, threads, self.log_norms)
+
+    def back(self, threads: int, *batches: Tensor) -> Tensor:
+        return pull(*batches, self.sigma, self.queries, self.responses, self.source, threads)
 
 
 def fits(queries: Operator, responses: Operator, source: Source, device: torch.device) -> bool:

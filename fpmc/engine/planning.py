@@ -207,7 +207,7 @@ def denoise(
     if chosen.path == "fused":
         path = Fused(sigma, queries, responses, source, budget, precision=precision)
     elif chosen.path == "whole image":
-        path = whole.WholeImage(sigma, source, budget)
+        path = whole.WholeImage(sigma, queries, responses, source, budget)
     elif chosen.path == "squares" and boxes.safe(z, sigma, queries.p):
         path = boxes.Squares(sigma, queries, responses, source, budget)
     return differentiable(z, queries, responses, path)

@@ -8,28 +8,24 @@ which pays for many noisy images at once.
 """
 
 import math
-from functools import partial, reduce
+from functools import reduce
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.compiled import CUTOFF, compiled
-from fpmc.engine.differentiable import Path
+from fpmc.engine.looped import Looped
 from fpmc.engine.parallel import (
     Need,
-    Share,
     Sums,
     answer,
-    in_parts,
     in_units,
     readable,
     scaled,
-    share,
     shares,
     side_by_side,
 )
-from fpmc.engine.streaming import Streaming
 from fpmc.engine.tiling import FLOAT64
 from fpmc.operators import Box, Ones, Operator
 from fpmc.source import Source
@@ -37,43 +33,17 @@ from fpmc.source import Source
 __all__ = ["WholeImage", "denoise", "fits", "need", "pull"]
 
 
-class WholeImage(Path):
-    """The optimal denoiser, there and back, as many noisy images at a time as the budget allows.
+class WholeImage(Looped):
+    """The optimal denoiser, there and back; see :class:`Looped`."""
 
-    Args:
-        sigma: The noise level σ > 0 of what will be asked.
-        source: S.
-        budget: Bytes of working memory, enough for :func:`denoise`; where it is not enough for
-            :func:`pull`, the streaming engine goes back.
-    """
+    def need(self, *, back: bool) -> Need:
+        return need(self.source, back=back)
 
-    def __init__(self, sigma: float, source: Source, budget: int | None = None):
-        self.sigma, self.source, self.budget = sigma, source, budget
+    def there(self, threads: int, z: Tensor) -> Tensor:
+        return denoise(z, self.sigma, self.source, threads)
 
-    def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        size = self._share(z)
-        return in_parts(partial(denoise, **self._arguments(size.threads)), size.b, z)
-
-    def pull(
-        self,
-        z: Float[Tensor, "b c h w"],
-        x_hat: Float[Tensor, "b c h w"],
-        gradient: Float[Tensor, "b c h w"],
-        to_q: Tensor | None = None,
-        to_r: Tensor | None = None,
-    ) -> Float[Tensor, "b c h w"]:
-        size = self._share(z, back=True)
-        if size is None:
-            ones = Ones(self.source.shape[1:])
-            streaming = Streaming(self.sigma, ones, ones, self.source, self.budget)
-            return streaming.pull(z, x_hat, gradient)
-        return in_parts(partial(pull, **self._arguments(size.threads)), size.b, z, x_hat, gradient)
-
-    def _share(self, z: Tensor, *, back: bool = False) -> Share | None:
-        return share(need(self.source, back=back), len(z), 1, len(self.source), self.budget)
-
-    def _arguments(self, threads: int) -> dict[str, object]:
-        return {"sigma": self.sigma, "source": self.source, "threads": threads}
+    def back(self, threads: int, *batches: Tensor) -> Tensor:
+        return pull(*batches, self.sigma, self.source, threads)
 
 
 def fits(queries: Operator, responses: Operator, source: Source, device: torch.device) -> bool:
