@@ -34,7 +34,7 @@ def write(
     maps: Mapping[float, Float[Tensor, "k h w"]],
     dtype: type[np.floating] = np.float16,
     *,
-    keep: float = 1.0,
+    keep: float | Callable[[float], float] = 1.0,
     digits: int | Callable[[float], int] | None = None,
 ) -> None:
     r"""Keep maps, {sigma: maps}, in a compressed .npz file, whole or not at all.
@@ -48,7 +48,8 @@ def write(
         path: Where to; an existing file is replaced.
         maps: {sigma: maps}, each map with a sum of 1.
         dtype: The type of the stored values, float16 or float32.
-        keep: The share of each map that is stored value by value, above 0, up to 1.
+        keep: The share of each map that is stored value by value, above 0, up to 1; a number, or
+            a function from sigma to one.
         digits: Significant binary digits of the stored values, at most the type's own; a number,
             or a function from sigma to one. Fewer take less room, and move every value by a share
             of up to :math:`2^{-\text{digits}}`. All that the type has if left out.
@@ -56,17 +57,20 @@ def write(
     Raises:
         ValueError: If ``keep`` or ``digits`` lies outside its range.
     """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep: got {keep}, wanted more than 0, at most 1")
+    share = keep if callable(keep) else lambda sigma: keep
+    kept = np.array([share(sigma) for sigma in maps])
+    outside = kept[~((kept > 0) & (kept <= 1))]
+    if len(outside):
+        raise ValueError(f"keep: got {outside[0]:g}, wanted more than 0, at most 1")
     wanted = digits if callable(digits) else lambda sigma: digits
     stored, sums = [], []
-    for sigma, value in maps.items():
+    for (sigma, value), part in zip(maps.items(), kept, strict=True):
         rounded = _rounded(len(value) * value.double().cpu().numpy(), wanted(sigma)).astype(dtype)
         sums.append(rounded.sum((1, 2), dtype=np.float64))
-        stored.append(rounded if keep == 1 else _largest(rounded, keep))
+        stored.append(rounded if part == 1 else _largest(rounded, part))
     arrays = {"sigmas": np.array(list(maps)), "maps": np.stack(stored)}
-    if keep < 1:
-        arrays |= {"sums": np.stack(sums), "keep": np.array(keep)}
+    if (kept < 1).any():
+        arrays |= {"sums": np.stack(sums), "keep": kept}
     with whole(path) as beside, beside.open("wb") as file:
         np.savez_compressed(file, **arrays)
 

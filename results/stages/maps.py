@@ -1,8 +1,9 @@
 """The network's sensitivity maps at the sampler's noise levels, stored compactly.
 
-Of every map the largest values are kept until they hold the share :data:`KEEP`, and of the rest the
-sum: no set of pixels for a threshold up to that share changes. Where the published threshold is 1,
-so that PSPC-Flex looks at no map, values have :data:`COARSE` binary digits.
+Of every map the largest values are kept until they hold a share, and of the rest the sum: no set of
+pixels for a threshold up to that share changes. The share is the published threshold and
+:data:`MORE`. Where the threshold is 1, so that PSPC-Flex looks at no map, it is
+:data:`COARSE_SHARE`, and values have :data:`COARSE` binary digits.
 """
 
 from fpmc import sensitivity
@@ -14,7 +15,8 @@ from stages.table import Table
 
 __all__ = ["run"]
 
-KEEP = 0.95
+MORE = 0.05
+COARSE_SHARE = 0.5
 COARSE = 4
 SHARES = (0.5, 0.75, 0.95)
 """Shares of a map for which the table has the side of the square that holds them."""
@@ -49,10 +51,14 @@ def run(job: Job, clock: Clock, images: int) -> None:
             maps[sigma] = sensitivity.maps(job.reference, sigma, x, progress=True, **options).cpu()
     tau = threshold_schedule(contest.published(job), "pspc_flex", "thresholds")
     job.maps_file.parent.mkdir(parents=True, exist_ok=True)
+
+    def share(sigma: float) -> float:
+        return COARSE_SHARE if tau(sigma) == 1 else tau(sigma) + MORE
+
     sensitivity.write(
         job.maps_file,
         maps,
-        keep=KEEP,
+        keep=share,
         digits=lambda sigma: COARSE if tau(sigma) == 1 else None,
     )
     for sigma, value in sensitivity.read(job.maps_file).items():
@@ -61,5 +67,5 @@ def run(job: Job, clock: Clock, images: int) -> None:
             for share in SHARES
         }
         moved = (value - maps[sigma]).clamp(min=0).sum((1, 2)).max().item()
-        row = {**sides, "kept": KEEP, "moved": f"{moved:.3g}"}
+        row = {**sides, "kept": f"{share(sigma):.3g}", "moved": f"{moved:.3g}"}
         table.add({**heads[sigma], **row, "n": len(x), **job.provenance()})
