@@ -247,7 +247,8 @@ class TestContestants:
         names = [("optimal", ""), ("lukoianov", "0.05"), ("lukoianov", "0.02")]
         run(only, "denoising", "samples")
         table = rows(job.out / "samples.csv")
-        assert [(row["method"], row["schedule"]) for row in table] == names
+        network = (only.called(only.reference_file), "")
+        assert [(row["method"], row["schedule"]) for row in table] == [network, *names]
 
 
 def test_copies_of_training_images_are_kept_only_where_they_may_be_passed_on(job, tmp_path):

@@ -33,9 +33,8 @@ def run(job: Job, clock: Clock) -> None:
     reference = job.called(job.other_file)
     table = Table(job.out / "samples.csv", KEY)
     found = schedules.found(job, contest.wanted(job, contest.searched(job)))
-    everyone = list(contest.contestants(job, found))
-    if not job.only:
-        everyone.insert(0, contest.Contestant(job.called(job.reference_file), "", None))
+    network = contest.Contestant(job.called(job.reference_file), "", None)
+    everyone = [network, *contest.contestants(job, found)]
     heads = [dict(zip(KEY, (job.label, reference, *who[:2]), strict=True)) for who in everyone]
     missing = [(head, who) for head, who in zip(heads, everyone, strict=True) if head not in table]
     if not missing:
