@@ -18,7 +18,7 @@ mix of them.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -93,16 +93,16 @@ def denoise_pruned(
     levels = [_Level.of(queries, source.shape, side, z.device) for side in sides]
     room = min(budget // 4, CACHE_FRIENDLY)
     left = budget - sum(level.rows.nbytes + level.group.nbytes for level in levels)
-    means = None
     if levels and levels[0].means_bytes(source) <= budget // 4:
-        means = levels[0].means(source, torch.arange(len(source)), z.device, room)
-        left -= means.nbytes
+        known = levels[0].means(source, torch.arange(len(source)), z.device, room)
+        levels[0] = replace(levels[0], known=known)
+        left -= known.nbytes
     operators = (queries, responses)
     answers, bounds, counts = torch.empty_like(z), [], []
     for m in range(len(z)):
         one, part, bound = z[m : m + 1], source, 0.0
         if levels:
-            kept, lost = _candidates(one.double(), sigma, queries, source, eps, levels, means, room)
+            kept, lost = _candidates(one.double(), sigma, queries, source, eps, levels, room)
             if len(kept) < len(source) and len(kept) * source.images[0].nbytes <= budget // 2:
                 part, bound = _subset(source, kept), 2 * lost
         copied = 0 if part is source else part.images.nbytes
@@ -128,11 +128,13 @@ class _Level:
         side: Of a block.
         rows: |B| min Q over each block, every different row once, shape (g, c or 1, blocks).
         group: The row of each estimator, shape (k,).
+        known: The whole source's means over blocks, if there is room for them.
     """
 
     side: int
     rows: Float[Tensor, "g c blocks"]
     group: Int[Tensor, " k"]
+    known: Float[Tensor, "n channels blocks"] | None = None
 
     @staticmethod
     def of(queries: Operator, shape: tuple[int, int, int], side: int, device) -> "_Level":
@@ -170,17 +172,14 @@ class _Level:
         z: Float[Tensor, "1 c h w"],
         source: Source,
         index: Tensor,
-        means: Float[Tensor, "n c blocks"] | None,
         room: int,
     ) -> Iterator[tuple[Tensor, Float[Tensor, "g m"]]]:
-        """Lower bounds on the distances of each group, for some images at a time.
-
-        Means over blocks of the whole source spare reading it, where there are any.
-        """
+        """Lower bounds on the distances of each group, for some images at a time."""
         z_means = functional.avg_pool2d(z, self.side).flatten(2)
         per_x = (8 * z.numel() + 4 * len(self.rows)) * FLOAT64
         for part in index.split(max(1, room // per_x)):
-            x = self.means(source, part, z.device, room) if means is None else means[part]
+            read = self.known is None
+            x = self.means(source, part, z.device, room) if read else self.known[part]
             squares = (x - z_means).square_()
             if self.rows.shape[1] == 1:
                 squares = squares.sum(1, keepdim=True)
@@ -194,20 +193,19 @@ def _candidates(
     source: Source,
     eps: float,
     levels: list[_Level],
-    means: Tensor | None,
     room: int,
 ) -> tuple[Int[Tensor, " m"], float]:
     """The images that may matter, and the share of any weight that the others carry at most."""
     index = torch.arange(len(source), device=z.device)
-    near = _nearest(z, sigma, source, levels[0], index, means, room)
+    near = _nearest(z, sigma, source, levels[0], index, room)
     reached = _reached(z, sigma, queries, source, near, room)
     threshold = math.log(eps / len(source))
     lost = 0.0
-    for level, known in zip(levels, [means, None], strict=False):
+    for level in levels:
         least = torch.full((len(level.rows),), math.inf, dtype=torch.float64, device=z.device)
         least = least.scatter_reduce(0, level.group, reached, "amin")
         survivors, share = [], torch.zeros_like(least)
-        for part, distances in level.bounds(z, source, index, known, room):
+        for part, distances in level.bounds(z, source, index, room):
             above = _highest(distances, sigma, source, part) - least.unsqueeze(1)
             above += ROUNDING * (distances / (2 * sigma**2) + least.abs().unsqueeze(1))
             keep = (above > threshold).any(0)
@@ -219,17 +217,11 @@ def _candidates(
 
 
 def _nearest(
-    z: Tensor,
-    sigma: float,
-    source: Source,
-    level: _Level,
-    index: Tensor,
-    means: Tensor | None,
-    room: int,
+    z: Tensor, sigma: float, source: Source, level: _Level, index: Tensor, room: int
 ) -> Int[Tensor, " m"]:
     """For every group, the image whose log-weight may be the largest; each position once."""
     best = position = None
-    for part, distances in level.bounds(z, source, index, means, room):
+    for part, distances in level.bounds(z, source, index, room):
         value, at = _highest(distances, sigma, source, part).max(1)
         if best is None:
             best, position = value, part[at]
