@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fpmc.metrics import Estimate
 
-__all__ = ["images", "measurements", "read", "stored"]
+__all__ = ["FOLDER", "images", "measurements", "read", "stored"]
 
 FOLDER = Path(__file__).parents[1] / "results"
 TABLES = ("copies", "denoising", "maps", "samples", "schedules", "worth")
