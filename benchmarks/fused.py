@@ -141,6 +141,9 @@ def main():
     parser.add_argument("--n", type=int, default=50_000, help="source images")
     parser.add_argument("--b", type=int, nargs="+", default=[8, 256], help="noisy images")
     parser.add_argument("--sigma", type=float, nargs="+", default=[0.1, 1.0])
+    parser.add_argument(
+        "--method", nargs="+", help="PSPC-Square, LS, PSPC-Flex, Lukoianov: these alone"
+    )
     parser.add_argument("--budget", type=int, help="bytes of working memory")
     parser.add_argument("--no-alternatives", action="store_true", help="time the kernels alone")
     parser.add_argument("--out", type=Path, help="CSV file to write")
@@ -153,6 +156,8 @@ def main():
     few = Source(source.images[:CHECKED])
     clean, best, rows = to_float(random_images(most, 1)), peaks(), []
     for name, (queries, responses, products) in methods().items():
+        if options.method and name.split(",")[0] not in options.method:
+            continue
         for sigma in options.sigma:
             z = diffusion.add_noise(clean, sigma, 0).to(device)
             errors = check(name, queries, responses, z[:4], sigma, few)

@@ -32,6 +32,7 @@ from stages.clock import Clock, OutOfTimeError
 from stages.job import SMALL, Job
 
 from fpmc import networks
+from fpmc.engine import as_precision
 
 HERE = Path(__file__).parent
 STAGES = ("train", "worth", "maps", "schedules", "denoising", "samples", "engine")
@@ -52,6 +53,11 @@ def parser() -> argparse.ArgumentParser:
     add("--stage", choices=STAGES, action="append", help="default: all that are needed, in order")
     add("--minutes", type=float, default=math.inf, help="of each stage: stop before they are over")
     add("--device", default="cpu", help="cpu (default) or cuda")
+    add(
+        "--precision",
+        default="exact",
+        help="of the collections: exact (default), float32, or on cuda tf32 or bf16",
+    )
     add("--budget", type=float, help="working memory of a call in GiB (default: 1)")
     add("--seed", type=int, default=0)
     add("--code", help="version of the code, where no git checkout tells it")
@@ -138,6 +144,7 @@ def job_of(given: argparse.Namespace) -> Job:
         runs=given.runs,
         seed=given.seed,
         device=given.device,
+        precision=as_precision(given.precision),
         code=given.code,
     )
 

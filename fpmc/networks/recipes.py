@@ -50,7 +50,7 @@ class Recipe:
 
 SMALL = {"channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "attention": [8], "dropout": 0.0}
 TINY = {"channels": 32, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.1}
-WIDE = {"channels": 56, "multipliers": [1, 2, 2], "blocks": 2, "attention": [16], "dropout": 0.0}
+WIDE = {"channels": 64, "multipliers": [1, 1, 2], "blocks": 2, "attention": [16], "dropout": 0.0}
 TOKENS = {"patch": 2, "width": 96, "depth": 5, "heads": 4, "dropout": 0.1}
 
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -49,6 +49,7 @@ class Job:
         runs: Folder of what is large and no result: states of training, single maps.
         seed: Of every draw.
         device: "cpu" or "cuda".
+        precision: What the collections are computed in: see :func:`fpmc.engine.denoise`.
         code: The code's version, if there is no git checkout to ask.
     """
 
@@ -72,6 +73,7 @@ class Job:
     runs: Path = ROOT / "runs"
     seed: int = 0
     device: str = "cpu"
+    precision: str = "exact"
     code: str | None = None
 
     @cached_property
@@ -168,7 +170,10 @@ class Job:
             "els": lambda: methods.els(source, knob, **options),
             "lukoianov": lambda: methods.lukoianov(source, knob, gaussian=self.gaussian, **options),
         }
-        return in_batches(made[name](), self.batch)
+        denoiser = made[name]()
+        if isinstance(denoiser, fpmc.FPMC):
+            denoiser = denoiser.with_precision(self.precision)
+        return in_batches(denoiser, self.batch)
 
     def provenance(self, method: str = "", seconds: float | None = None) -> dict[str, object]:
         """The columns that say how a row came about."""
@@ -177,6 +182,7 @@ class Job:
             "n_source": len(self.seen_by(method)),
             "seed": self.seed,
             "device": where,
+            "precision": self.precision,
             "version": fpmc.__version__,
             "torch": torch.__version__,
             "code": self.code or _commit(),

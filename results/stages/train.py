@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fpmc import networks
 from fpmc.networks.recipes import Recipe, recipe
 from fpmc.networks.train import train
@@ -58,7 +60,8 @@ def run(job: Job, clock: Clock, training: Training) -> None:
 
 def _train(job: Job, clock: Clock, chosen: Recipe, out: Path, path: Path) -> None:
     try:
-        train(chosen, out, dataset=job.dataset, device=job.device, limit=clock.minutes)
+        where = {"device": job.device, "compiled": torch.device(job.device).type == "cuda"}
+        train(chosen, out, dataset=job.dataset, limit=clock.minutes, **where)
     except TimeoutError as stopped:
         print(f"{chosen.arch}: {stopped}")
         raise OutOfTimeError from stopped
