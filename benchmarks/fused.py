@@ -100,7 +100,7 @@ def check(name, queries, responses, z, sigma, source):
 
 
 def alternatives(z, x, sigma, queries, responses):
-    """Seconds of the loop and of the one line; NaN where memory runs out."""
+    """Seconds of the loop and of the one line; NaN where memory or a kernel's indices run out."""
     flat = len(queries.shape) == 3  # dimensions are then the pixels of a single channel
     z_f, x_f = (a.flatten(1)[:, None, None] if flat else a for a in (z, x))
     operators = (queries, responses)
@@ -117,6 +117,10 @@ def alternatives(z, x, sigma, queries, responses):
         try:
             times[name] = measure()
         except torch.OutOfMemoryError:
+            times[name] = math.nan
+        except RuntimeError as error:
+            if "out of range" not in str(error):
+                raise
             times[name] = math.nan
         torch.cuda.empty_cache()
     return times
