@@ -17,7 +17,7 @@ __all__ = ["FOLDER", "images", "measurements", "read", "stored"]
 FOLDER = Path(__file__).parents[1] / "results"
 TABLES = ("copies", "denoising", "maps", "samples", "schedules", "worth")
 TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command")
-TEXT += ("device", "version", "torch", "code", "date")
+TEXT += ("device", "precision", "version", "torch", "code", "date")
 
 
 def stored(root: str | os.PathLike | None = None) -> list[tuple[str, str]]:

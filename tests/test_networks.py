@@ -277,7 +277,8 @@ class TestShipped:
     def test_shipped_networks_have_the_promised_sizes(self):
         sizes = {name: networks.load(name).size / 1e6 for name in networks.SHIPPED}
         assert all(size < 1 for name, size in sizes.items() if name.startswith("digits"))
-        assert all(1 <= size <= 3 for name, size in sizes.items() if name.startswith("photos"))
+        assert all(1 <= size <= 3 for name, size in sizes.items() if name.startswith("photos/"))
+        assert all(4 <= size <= 6 for name, size in sizes.items() if name.startswith("photos32"))
 
 
 def served(tmp_path, name="network.safetensors"):

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fpmc import networks, results, sensitivity
+from fpmc import diffusion, methods, networks, results, sensitivity
 from fpmc.methods.schedules import FOUND, found, patch_schedule
 from fpmc.metrics import Estimate
 from tests.test_networks import tiny
@@ -249,6 +249,15 @@ class TestContestants:
         table = rows(job.out / "samples.csv")
         network = (only.called(only.reference_file), "")
         assert [(row["method"], row["schedule"]) for row in table] == [network, *names]
+
+
+def test_the_precision_reaches_the_collections_and_stands_in_the_rows(job):
+    job = replace(job, precision="float32")
+    z = diffusion.add_noise(job.test(2), 0.3, 0)
+    masks = methods.pspc_flex(job.source, job.sensitivity, 0.5).with_precision("float32")
+    assert torch.equal(job.method("pspc_flex", 0.5)(z, 0.3), masks(z, 0.3))
+    assert not torch.equal(masks(z, 0.3), masks.with_precision("exact")(z, 0.3))
+    assert job.provenance()["precision"] == "float32"
 
 
 def test_copies_of_training_images_are_kept_only_where_they_may_be_passed_on(job, tmp_path):

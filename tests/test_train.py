@@ -1,8 +1,10 @@
 """Training: what it minimises, that it is reproducible, and that nothing is lost when it stops."""
 
 import csv
+import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,8 +143,19 @@ class TestReproducible:
         assert mean == pytest.approx(-1.2, abs=2e-3)
         assert (weight * (logs - mean) ** 2).mean().item() == pytest.approx(1.2**2, abs=5e-3)
 
-    def test_draws_of_the_loss_s_own_distribution_weigh_the_same(self, toy, tmp_path):
-        weight = self.plan(toy, tmp_path, replace(RECIPE, draws=(-1.2, 1.2))).batch(3)[3]
+    def test_the_loss_may_be_averaged_over_other_levels(self, toy, tmp_path):
+        recipe = replace(RECIPE, batch=20_000, levels=(0.4, 1.5))
+        _, sigma, _, weight = self.plan(toy, tmp_path, recipe).batch(0)
+        assert sigma.log().mean().item() == pytest.approx(0.4, abs=0.04)
+        assert sigma.log().std().item() == pytest.approx(1.5, abs=0.04)
+        assert torch.equal(weight, torch.ones(recipe.batch))
+        _, sigma, _, weight = self.plan(toy, tmp_path, replace(recipe, draws=(0.0, 1.7))).batch(0)
+        assert (weight * sigma.log()).mean().item() == pytest.approx(0.4, abs=4e-3)
+
+    @pytest.mark.parametrize("levels", [(-1.2, 1.2), (0.4, 1.5)])
+    def test_draws_of_the_loss_s_own_distribution_weigh_the_same(self, levels, toy, tmp_path):
+        recipe = replace(RECIPE, levels=levels, draws=levels)
+        weight = self.plan(toy, tmp_path, recipe).batch(3)[3]
         torch.testing.assert_close(weight, torch.ones(RECIPE.batch))
 
     def test_a_run_starts_from_another_network(self, toy, tmp_path):
@@ -280,6 +293,7 @@ class TestOutcome:
         seen = {}
         monkeypatch.setattr(training, "train", lambda recipe, out, **_: seen.update(recipe=recipe))
         other = {"target": "posterior", "draws": (-0.4, 1.5), "start": "a network.safetensors"}
+        other["levels"] = (0.4, 1.5)
         for recipe in (
             RECIPE,
             replace(RECIPE, images=0, minutes=2.5, flips=False),
@@ -318,6 +332,7 @@ class TestOutcome:
             ({"batch": 0}, "batch: got 0, wanted at least 1"),
             ({"target": "mean"}, "target: got 'mean', wanted 'image' or 'posterior'"),
             ({"draws": (0.0, 0.0)}, "draws: got .*, wanted a mean and a deviation above 0"),
+            ({"levels": (0.0,)}, "levels: got .*, wanted a mean and a deviation above 0"),
         ],
     )
     def test_a_recipe_that_cannot_run_is_an_error(self, changes, message, toy, tmp_path):
@@ -359,3 +374,17 @@ def test_processes_share_the_batch_and_agree_with_one(toy, tmp_path):
     one, two = (state(tmp_path / name)["network"] for name in ("one", "two"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a compiler")
+def test_compiled_steps_are_the_same_steps(tmp_path):
+    """In a process of its own: the tests' shape checks cannot be compiled."""
+    options = json.dumps({"patch": 4, "width": 16, "depth": 1, "heads": 2, "dropout": 0.0})
+    command = [sys.executable, "-m", "fpmc.networks.train", "--data", "digits", "--arch", "dit"]
+    command += ["--options", options, "--target", "posterior", "--images", "80", "--batch", "8"]
+    command += ["--precision", "float32", "--out"]
+    for name, more in (("plain", []), ("compiled", ["--compiled"])):
+        subprocess.run([*command, str(tmp_path / name), *more], check=True)
+    plain, compiled = (state(tmp_path / name)["network"] for name in ("plain", "compiled"))
+    for name in plain:
+        torch.testing.assert_close(compiled[name], plain[name], rtol=1e-3, atol=1e-5)

@@ -19,6 +19,8 @@ SHIPPED = (
     "digits/dit-1",
     "photos/ddpmpp",
     "photos/ncsnpp",
+    "photos32/ddpmpp",
+    "photos32/ncsnpp",
 )
 """The networks that come with the package: dataset/architecture, and -seed if it is not 0."""
 

@@ -7,7 +7,11 @@ from typing import Any
 
 from fpmc.networks.architectures import ARCHITECTURES
 
-__all__ = ["Recipe", "command", "recipe"]
+__all__ = ["LEVELS", "Recipe", "command", "recipe"]
+
+
+LEVELS = (-1.2, 1.2)
+"""Mean and standard deviation of ln σ in the loss. Source: Karras et al. (2022), table 1."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,10 @@ class Recipe:
         target: What the network is taught to answer to z: the clean "image", or the training
             set's "posterior" mean given z, which has the same gradient in expectation and less
             noise.
+        levels: Mean and standard deviation of ln σ, over which the loss is averaged.
         draws: Mean and standard deviation of ln σ in the draws of the noise levels, stratified
-            and weighted so that the expected loss stays the same. Empty: independent draws from
-            the loss's own distribution.
+            and weighted so that the expected loss stays the same. Empty: independent draws of
+            the loss's own levels.
         start: A network whose weights the training starts from, as ``fpmc.networks.load`` takes
             it; empty for fresh ones.
         seed: Seed of the weights, the order and the noise.
@@ -43,6 +48,7 @@ class Recipe:
     rate: float = 1e-3
     flips: bool = True
     target: str = "image"
+    levels: tuple[float, ...] = LEVELS
     draws: tuple[float, ...] = ()
     start: str = ""
     seed: int = 0
@@ -94,6 +100,8 @@ def command(recipe: Recipe) -> str:
     words += ["--flips" if recipe.flips else "--no-flips"]
     if recipe.target != "image":
         words += ["--target", recipe.target]
+    if recipe.levels != LEVELS:
+        words += ["--levels", *map(str, recipe.levels)]
     if recipe.draws:
         words += ["--draws", *map(str, recipe.draws)]
     if recipe.start:

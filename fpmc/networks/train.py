@@ -34,13 +34,12 @@ from fpmc.networks.architectures import ARCHITECTURES, build
 from fpmc.networks.checkpoints import save
 from fpmc.networks.loading import card, load
 from fpmc.networks.preconditioning import Preconditioned
-from fpmc.networks.recipes import Recipe, command, recipe
+from fpmc.networks.recipes import LEVELS, Recipe, command, recipe
 from fpmc.source import to_float
 from fpmc.storage import whole
 
 __all__ = ["edm_loss", "main", "posterior_mean", "train"]
 
-P_MEAN, P_STD = -1.2, 1.2
 EMA_SHARE = 0.05
 """Half-life of the averaged weights, as a share of the images seen so far."""
 WARM_UP = 0.02
@@ -152,8 +151,9 @@ def train(
         raise ValueError("recipe: got no budget, wanted images or minutes above 0")
     if recipe.target not in ("image", "posterior"):
         raise ValueError(f"target: got {recipe.target!r}, wanted 'image' or 'posterior'")
-    if recipe.draws and not (len(recipe.draws) == 2 and recipe.draws[1] > 0):
-        raise ValueError(f"draws: got {recipe.draws}, wanted a mean and a deviation above 0")
+    for name, pair in (("levels", recipe.levels), ("draws", recipe.draws or LEVELS)):
+        if not (len(pair) == 2 and pair[1] > 0):
+            raise ValueError(f"{name}: got {pair}, wanted a mean and a deviation above 0")
     if precision not in ("auto", "bf16", "float32"):
         raise ValueError(f"precision: got {precision!r}, wanted 'auto', 'bf16' or 'float32'")
     as_whole_number(recipe.batch, "batch", 1)
@@ -304,17 +304,17 @@ class _Run:
 
     def levels(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Noise levels of a step, and the density of the loss over that of the draws."""
-        size = self.recipe.batch
+        size, (middle, spread) = self.recipe.batch, self.recipe.levels
         if not self.recipe.draws:
-            sigma = (P_MEAN + P_STD * torch.randn(size, generator=generator)).exp()
+            sigma = (middle + spread * torch.randn(size, generator=generator)).exp()
             return sigma, torch.ones(size)
         mean, std = self.recipe.draws
         strata = torch.randperm(size, generator=generator)
         share = (strata + torch.rand(size, generator=generator)) / size
         drawn = torch.special.ndtri(share.clamp(1e-6, 1 - 1e-6))
         log = mean + std * drawn
-        wanted = (log - P_MEAN) / P_STD
-        return log.exp(), std / P_STD * ((drawn**2 - wanted**2) / 2).exp()
+        wanted = (log - middle) / spread
+        return log.exp(), std / spread * ((drawn**2 - wanted**2) / 2).exp()
 
     def position(self, i: int) -> int:
         """Which image is the i-th: every image once per epoch, in an order of its own."""
@@ -329,7 +329,10 @@ class _Run:
 
     @torch.no_grad()
     def log(self) -> None:
-        """A row of the loss curve: training loss since the last, loss on held-out images."""
+        """A row of the loss curve: training loss since the last, loss on held-out images.
+
+        The latter is over :data:`LEVELS`, whatever the recipe's are, so that curves compare.
+        """
         loss = torch.stack(self.pending).mean()
         self.pending = []
         if self.world > 1:
@@ -337,7 +340,7 @@ class _Run:
             loss = loss / self.world
         x = to_float(self.dataset.test[:256])
         generator = torch.Generator().manual_seed(_seed(self.recipe.seed, 3))
-        sigma = (P_MEAN + P_STD * torch.randn(len(x), generator=generator)).exp()
+        sigma = (LEVELS[0] + LEVELS[1] * torch.randn(len(x), generator=generator)).exp()
         noise = torch.randn(x.shape, generator=generator)
         held_out = math.nan
         if len(x):
@@ -498,6 +501,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--rate", type=float, help="highest learning rate (default: 0.001)")
     add("--flips", action=argparse.BooleanOptionalAction, help="mirror images at random")
     add("--target", choices=["image", "posterior"], help="what is taught (default: the image)")
+    add("--levels", type=float, nargs=2, help="mean and deviation of ln σ in the loss")
     add("--draws", type=float, nargs=2, help="mean and deviation of ln σ in weighted draws")
     add("--start", help="a network whose weights the training starts from")
     add("--seed", type=int, help="seed of weights, order and noise (default: 0)")
@@ -511,8 +515,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = ("root", "device", "precision", "compiled", "save_minutes")
     elsewhere = {name: given.pop(name) for name in names}
     try:
-        given["draws"] = given["draws"] and tuple(given["draws"])
-        chosen = recipe(data, arch, **{k: v for k, v in given.items() if v is not None})
+        pairs = {name: tuple(given[name]) for name in ("levels", "draws") if given[name]}
+        chosen = recipe(data, arch, **{k: v for k, v in given.items() if v is not None} | pairs)
         out = out or Path("runs") / f"{Path(data).stem}-{arch}-{chosen.seed}"
         train(chosen, out, **elsewhere)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
