@@ -59,13 +59,15 @@ TINY = {"channels": 32, "multipliers": [1, 2], "blocks": 1, "attention": [4], "d
 WIDE = {"channels": 64, "multipliers": [1, 1, 2], "blocks": 2, "attention": [16], "dropout": 0.0}
 TOKENS = {"patch": 2, "width": 96, "depth": 5, "heads": 4, "dropout": 0.1}
 
+MEANS = {"batch": 256, "target": "posterior", "draws": (-0.6, 1.4)}
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"unet": TINY, "dit": TOKENS, "images": 600_000, "batch": 64, "flips": False},
     "photos": {"unet": SMALL, "dit": TOKENS | {"width": 192}, "images": 600_000},
-    "photos32": {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 5_000_000},
+    "photos32": {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 550_000, **MEANS},
     "cifar10": {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000},
 }
-"""Per dataset: the options of a U-Net and of a DiT, the budget, and whether images are flipped."""
+"""Per dataset: the options of a U-Net and of a DiT, the budget, and what else differs."""
 
 
 def recipe(data: str, arch: str, **changes: Any) -> Recipe:
