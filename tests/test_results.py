@@ -260,6 +260,15 @@ def test_the_precision_reaches_the_collections_and_stands_in_the_rows(job):
     assert job.provenance()["precision"] == "float32"
 
 
+def test_rows_over_another_part_of_the_source_stand_beside_the_others(job):
+    job = replace(job, only=("ls",))
+    for part in (replace(job, sources={"ls": 40}), job):
+        run(part, "schedules", "denoising")
+    for table in ("schedules", "denoising"):
+        seen = [row["n_source"] for row in rows(job.out / f"{table}.csv")]
+        assert seen == ["40"] * (len(seen) // 2) + ["1500"] * (len(seen) // 2)
+
+
 def test_copies_of_training_images_are_kept_only_where_they_may_be_passed_on(job, tmp_path):
     for papers in (False, True):
         out = tmp_path / str(papers)

@@ -16,7 +16,7 @@ from stages.table import Table, numbers
 
 __all__ = ["run"]
 
-KEY = ("data", "network", "method", "schedule", "z", "sigma")
+KEY = ("data", "network", "method", "schedule", "z", "sigma", "n_source")
 
 
 class Questions:
@@ -71,7 +71,8 @@ def _rows(
     """All rows of the table: what tells each apart, who answers, and at which level."""
     network = job.called(job.reference_file)
     for contestant in contest.contestants(job, found):
+        seen = str(len(job.seen_by(contestant.method)))
         for kind in ("forward", "reverse"):
             for i, sigma in enumerate(job.levels):
-                said = (job.label, network, *contestant[:2], kind, f"{sigma:.6g}")
+                said = (job.label, network, *contestant[:2], kind, f"{sigma:.6g}", seen)
                 yield dict(zip(KEY, said, strict=True)), contestant, i

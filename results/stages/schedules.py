@@ -20,7 +20,7 @@ __all__ = ["found", "run"]
 
 SEARCHED = (0.02, 20.0)
 """Noise levels of the search; outside, the nearest level's value is taken."""
-KEY = ("data", "network", "method", "sigma", "value")
+KEY = ("data", "network", "method", "sigma", "value", "n_source")
 
 
 def run(job: Job, clock: Clock) -> None:
@@ -67,7 +67,8 @@ def found(job: Job, names: list[str]) -> dict[str, dict[float, float]]:
 
 def _head(job: Job, name: str, i: int) -> dict[str, str]:
     network, sigma = job.called(job.reference_file), f"{job.levels[i]:.6g}"
-    return {"data": job.label, "network": network, "method": name, "sigma": sigma}
+    seen = {"n_source": str(len(job.seen_by(name)))}
+    return {"data": job.label, "network": network, "method": name, "sigma": sigma, **seen}
 
 
 def _search(
