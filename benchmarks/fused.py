@@ -1,9 +1,10 @@
 """The CUDA kernels: checked against the float64 engine, then timed, in one run on one machine.
 
-    python benchmarks/fused.py [--n 50000] [--b 8 256] [--out results/engine/fused.csv]
+    python benchmarks/fused.py [--n 50000] [--b 8 256] [--method ...] [--out fused.csv]
 
-The source is random bytes: no kernel's time depends on them, but for squares as responses, which
-skip images of no weight. The alternatives, in float32 PyTorch on the same device:
+The source is of smooth random images: no kernel's time depends on them, but for squares as
+responses, which skip images of no weight. Lukoianov's matrix is dense and random, its rows' sums
+those of a mean: its time is that of a matrix of masks, its error is not. The alternatives, in float32 PyTorch on the same device:
 
 - loop: the patches one after the other, each a softmax over the source's crops at its place; or,
   for matrices, the estimators one after the other. They are alike, so that a sample is timed and
@@ -35,6 +36,8 @@ from fpmc.source import to_float
 SHAPE = (3, 32, 32)
 CHECKED = 2_000
 """Source images of the check."""
+
+NAMES = ("PSPC-Square", "LS", "PSPC-Flex", "Lukoianov")
 
 SAMPLE = 4
 """Estimators of the loop that are timed."""
@@ -145,9 +148,7 @@ def main():
     parser.add_argument("--n", type=int, default=50_000, help="source images")
     parser.add_argument("--b", type=int, nargs="+", default=[8, 256], help="noisy images")
     parser.add_argument("--sigma", type=float, nargs="+", default=[0.1, 1.0])
-    parser.add_argument(
-        "--method", nargs="+", help="PSPC-Square, LS, PSPC-Flex, Lukoianov: these alone"
-    )
+    parser.add_argument("--method", nargs="+", choices=NAMES, help="these alone (default: all)")
     parser.add_argument("--budget", type=int, help="bytes of working memory")
     parser.add_argument("--no-alternatives", action="store_true", help="time the kernels alone")
     parser.add_argument("--out", type=Path, help="CSV file to write")

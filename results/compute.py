@@ -56,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--precision",
         default="exact",
-        help="of the collections: exact (default), float32, or on cuda tf32 or bf16",
+        help="of collections, all methods but wiener and els: exact (default), float32, or on cuda "
+        "tf32 or bf16",
     )
     add("--budget", type=float, help="working memory of a call in GiB (default: 1)")
     add("--seed", type=int, default=0)
@@ -100,6 +101,11 @@ def parser() -> argparse.ArgumentParser:
         default={},
         help='what else differs from the recipe, as JSON: {"batch": 256}',
     )
+    add(
+        "--compiled",
+        action=argparse.BooleanOptionalAction,
+        help="let torch.compile fuse the steps, which needs a compiler (default: on cuda)",
+    )
     add("--runs", type=Path, default=Job.runs, help="folder of states and single maps")
 
     add = parser.add_argument_group("engine").add_argument
@@ -118,7 +124,9 @@ def job_of(given: argparse.Namespace) -> Job:
     Raises:
         ValueError: If an argument cannot be read.
     """
-    label = given.label or Path(given.data).stem
+    label, on_cuda = given.label or Path(given.data).stem, given.device.startswith("cuda")
+    if as_precision(given.precision) in ("tf32", "bf16") and not on_cuda:
+        raise ValueError(f"precision: got {given.precision!r} on {given.device}, wanted cuda")
     try:
         sources = {name: int(n) for name, n in (pair.split("=") for pair in given.sources)}
     except ValueError as error:
@@ -144,7 +152,7 @@ def job_of(given: argparse.Namespace) -> Job:
         runs=given.runs,
         seed=given.seed,
         device=given.device,
-        precision=as_precision(given.precision),
+        precision=given.precision,
         code=given.code,
     )
 
@@ -153,7 +161,8 @@ def stages_of(given: argparse.Namespace, job: Job) -> dict[str, Callable[[Clock]
     """The stages asked for, in order."""
     changes = {} if given.train_minutes is None else {"minutes": given.train_minutes}
     own = [arch for arch, named in (("ddpmpp", job.network), ("ncsnpp", job.other)) if not named]
-    training = train.Training(archs=tuple(given.arch or own), changes=changes | given.recipe)
+    compiled = given.device.startswith("cuda") if given.compiled is None else given.compiled
+    training = train.Training(tuple(given.arch or own), changes | given.recipe, compiled)
     benchmarks = given.benchmark or engine.DEFAULT[torch.device(given.device).type]
     run = {
         "train": lambda clock: train.run(job, clock, training),

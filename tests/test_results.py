@@ -257,7 +257,8 @@ def test_the_precision_reaches_the_collections_and_stands_in_the_rows(job):
     masks = methods.pspc_flex(job.source, job.sensitivity, 0.5).with_precision("float32")
     assert torch.equal(job.method("pspc_flex", 0.5)(z, 0.3), masks(z, 0.3))
     assert not torch.equal(masks(z, 0.3), masks.with_precision("exact")(z, 0.3))
-    assert job.provenance()["precision"] == "float32"
+    told = {name: job.provenance(name)["precision"] for name in ("pspc_flex", "wiener", "els", "")}
+    assert told == {"pspc_flex": "float32", "wiener": "exact", "els": "exact", "": "exact"}
 
 
 def test_rows_over_another_part_of_the_source_stand_beside_the_others(job):
@@ -395,6 +396,8 @@ def test_what_the_command_cannot_do_is_one_line(tmp_path):
         main(["--data", "nothing", "--out", str(tmp_path), "--runs", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"error: recipe: got \{'batches': 3\}"):
         main(["--data", "photos32", "--stage", "train", "--recipe", '{"batches": 3}'])
+    with pytest.raises(SystemExit, match="error: precision: got 'tf32' on cpu, wanted cuda"):
+        main(["--data", "digits", "--precision", "tf32"])
     words = ["--data", "digits", "--out", str(tmp_path), "--stage", "engine"]
     with pytest.raises(SystemExit, match=r"error: .*none\.py: no such benchmark"):
         main([*words, "--benchmark", "none.py"])

@@ -1,7 +1,6 @@
 """Training: what it minimises, that it is reproducible, and that nothing is lost when it stops."""
 
 import csv
-import json
 import os
 import shlex
 import shutil
@@ -376,15 +375,34 @@ def test_processes_share_the_batch_and_agree_with_one(toy, tmp_path):
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
 
 
+def test_products_are_tf32_only_where_wanted_and_only_meanwhile():
+    before = torch.get_float32_matmul_precision()
+    with training._tf32(False):
+        assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(KeyError), training._tf32(True):
+        assert torch.get_float32_matmul_precision() == "high"
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == before
+
+
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a compiler")
 def test_compiled_steps_are_the_same_steps(tmp_path):
     """In a process of its own: the tests' shape checks cannot be compiled."""
-    options = json.dumps({"patch": 4, "width": 16, "depth": 1, "heads": 2, "dropout": 0.0})
-    command = [sys.executable, "-m", "fpmc.networks.train", "--data", "digits", "--arch", "dit"]
-    command += ["--options", options, "--target", "posterior", "--images", "80", "--batch", "8"]
-    command += ["--precision", "float32", "--out"]
-    for name, more in (("plain", []), ("compiled", ["--compiled"])):
-        subprocess.run([*command, str(tmp_path / name), *more], check=True)
-    plain, compiled = (state(tmp_path / name)["network"] for name in ("plain", "compiled"))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from fpmc.networks.recipes import Recipe\n"
+        "from fpmc.networks.train import train\n"
+        "options = {'channels': 8, 'multipliers': [1], 'blocks': 1, 'attention': []}\n"
+        "options['dropout'] = 0.0\n"
+        "more = {'batch': 8, 'flips': True, 'target': 'posterior'}\n"
+        "recipe = Recipe('digits', 'ddpmpp', options, images=48, **more)\n"
+        "for compiled in (False, True):\n"
+        "    out = f'{sys.argv[1]}/{compiled}'\n"
+        "    train(recipe, out, precision='float32', compiled=compiled, progress=False)\n"
+        "    assert (torch._dynamo.utils.counters['frames']['ok'] > 0) == compiled\n"
+    )
+    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True)
+    plain, compiled = (state(tmp_path / name)["network"] for name in ("False", "True"))
     for name in plain:
         torch.testing.assert_close(compiled[name], plain[name], rtol=1e-3, atol=1e-5)

@@ -30,7 +30,8 @@ class Recipe:
         target: What the network is taught to answer to z: the clean "image", or the training
             set's "posterior" mean given z, which has the same gradient in expectation and less
             noise.
-        levels: Mean and standard deviation of ln σ, over which the loss is averaged.
+        levels: Mean and standard deviation of the normal distribution of ln σ over which the loss
+            is averaged.
         draws: Mean and standard deviation of ln σ in the draws of the noise levels, stratified
             and weighted so that the expected loss stays the same. Empty: independent draws of
             the loss's own levels.
@@ -60,23 +61,28 @@ WIDE = {"channels": 64, "multipliers": [1, 1, 2], "blocks": 2, "attention": [16]
 TOKENS = {"patch": 2, "width": 96, "depth": 5, "heads": 4, "dropout": 0.1}
 
 MEANS = {"batch": 256, "target": "posterior", "draws": (-0.6, 1.4)}
+"""Large batches of posterior means, with many draws at high noise: short training on a GPU."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"unet": TINY, "dit": TOKENS, "images": 600_000, "batch": 64, "flips": False},
     "photos": {"unet": SMALL, "dit": TOKENS | {"width": 192}, "images": 600_000},
     "photos32": {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 550_000, **MEANS},
-    "cifar10": {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000},
+    "cifar10": {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000, **MEANS},
 }
-"""Per dataset: the options of a U-Net and of a DiT, the budget, and what else differs."""
+"""Per dataset: the options of a U-Net and of a DiT, the budget, and what else differs from
+:class:`Recipe`'s own values."""
+
+OTHER = {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000}
+"""The same for any other dataset, whose posterior means may take too much memory."""
 
 
 def recipe(data: str, arch: str, **changes: Any) -> Recipe:
     """The recipe of the shipped DDPM++ for this dataset, or its like for DiT, with changes.
 
-    What another shipped network was trained with, its budget above all, is on its card.
+    What a shipped network was trained with, its budget above all, is on its card.
 
     Args:
-        data: Name or path of a dataset; for one without a recipe, that of ``cifar10`` is taken.
+        data: Name or path of a dataset; one without a recipe has :data:`OTHER`.
         arch: "ddpmpp", "ncsnpp" or "dit".
         changes: Other values of :class:`Recipe`'s attributes.
 
@@ -85,7 +91,7 @@ def recipe(data: str, arch: str, **changes: Any) -> Recipe:
     """
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch: got {arch!r}, wanted one of {', '.join(ARCHITECTURES)}")
-    default = dict(DEFAULTS.get(data, DEFAULTS["cifar10"]))
+    default = dict(DEFAULTS.get(data, OTHER))
     unet, dit = default.pop("unet"), default.pop("dit")
     plain = Recipe(data, arch, dit if arch == "dit" else unet, **default)
     if "minutes" in changes and "images" not in changes:

@@ -119,9 +119,10 @@ def train(
     """Train a network, or go on with the run that lies in ``out``.
 
     Afterwards ``out`` holds ``network.safetensors`` (averaged weights, float16, with a card),
-    ``loss.csv`` and ``state.pt`` (everything that a resumed run needs). All are written whole, and
-    a run that is stopped at any moment loses what it did since it last saved. Order, noise and
-    flips depend on the seed and the step alone, so a resumed run is the run that was not stopped.
+    ``loss.csv`` (whose ``held_out`` is over the published levels, whatever the recipe's are) and
+    ``state.pt`` (everything that a resumed run needs). All are written whole, and a run that is
+    stopped at any moment loses what it did since it last saved. Order, noise and flips depend on
+    the seed and the step alone, so a resumed run is the run that was not stopped.
 
     Started by torchrun, the batch is shared between the processes; on CUDA each takes one GPU.
 
@@ -131,9 +132,10 @@ def train(
         dataset: The images, if they are not to be loaded by the recipe's name.
         root: Where datasets lie: see :func:`fpmc.data.load`.
         device: "cpu" or "cuda".
-        precision: "float32", "bf16" (activations; weights stay float32, and posterior means are
-            in TF32 on CUDA), or "auto": bf16 where the device computes in it.
-        compiled: Whether ``torch.compile`` fuses the steps, which pays on a GPU.
+        precision: "float32", "bf16" (activations; weights stay float32, and on CUDA products of
+            posterior means are TF32), or "auto": bf16 where the device computes in it.
+        compiled: Whether ``torch.compile`` fuses the steps, which may pay on a GPU. It needs a C++
+            compiler, on CUDA Triton, and draws other masks for dropout.
         save_minutes: How often to save.
         limit: Minutes after which to save and stop, whatever is left of the budget.
         progress: Whether to show a progress bar.
@@ -144,8 +146,9 @@ def train(
     Raises:
         TimeoutError: If the limit came before the end of the budget; the same call goes on.
         FloatingPointError: If the loss is not finite; the last saved state is kept.
-        ValueError: If the recipe has no budget, the batch cannot be shared between the processes,
-            ``out`` holds another recipe's run, or its state cannot be read.
+        ValueError: If the recipe has no budget, or a target, levels or draws that do not exist,
+            there is no such precision, the batch cannot be shared between the processes, ``out``
+            holds another recipe's run, or its state cannot be read.
     """
     if recipe.images <= 0 and recipe.minutes <= 0:
         raise ValueError("recipe: got no budget, wanted images or minutes above 0")
@@ -164,7 +167,8 @@ def train(
         run = _Run(recipe, Path(out), dataset, root, device, precision, rank, world)
         run.resume()
         with torch.random.fork_rng(), _tf32(run.bf16 and device.type == "cuda"):
-            if compiled:
+            run.compiled = compiled
+            if compiled and run._agree(run.done) < 1:
                 run.compile()
             run.go(save_minutes, end, progress)
     return run.average.eval().requires_grad_(False)
@@ -175,7 +179,7 @@ class _Run:
 
     def __init__(self, recipe, out, dataset, root, device, precision, rank, world):
         self.recipe, self.out, self.device = recipe, out, device
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.compiled = rank, world, False
         self.dataset = dataset or datasets.load(recipe.data, root)
         self.bf16 = precision == "bf16" or (precision == "auto" and _has_bf16(device))
         shape = tuple(self.dataset.train.shape[1:])
@@ -255,7 +259,7 @@ class _Run:
         self.write()
 
     def compile(self) -> None:
-        """Have the loss and its gradient compiled, before any time is counted."""
+        """Compile the loss and its gradient now: a budget in minutes does not count it."""
         self.loss.compile()
         self.gradient()
         self.optimizer.zero_grad()
@@ -426,6 +430,7 @@ class _Run:
             "parameters": self.network.size,
             "device": _device_name(self.device, self.world),
             "precision": "bf16" if self.bf16 else "float32",
+            "compiled": self.compiled,
             "versions": {"fpmc": fpmc.__version__, "torch": torch.__version__},
             "command": command(self.recipe),
             **begun,
@@ -501,7 +506,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--rate", type=float, help="highest learning rate (default: 0.001)")
     add("--flips", action=argparse.BooleanOptionalAction, help="mirror images at random")
     add("--target", choices=["image", "posterior"], help="what is taught (default: the image)")
-    add("--levels", type=float, nargs=2, help="mean and deviation of ln σ in the loss")
+    add("--levels", type=float, nargs=2, help="mean and deviation of ln σ in the loss (-1.2 1.2)")
     add("--draws", type=float, nargs=2, help="mean and deviation of ln σ in weighted draws")
     add("--start", help="a network whose weights the training starts from")
     add("--seed", type=int, help="seed of weights, order and noise (default: 0)")

@@ -18,6 +18,8 @@ __all__ = ["SMALL", "Job", "in_batches"]
 ROOT = Path(__file__).parents[2]
 LARGE = {"ffhq64": 40, "afhqv2-64": 40}
 """Noise levels of the sampler where they are not 18."""
+COLLECTIONS = ("optimal", "pspc_square", "pspc_flex", "ls", "lukoianov")
+"""The methods that have a precision; all else is exact."""
 SMALL = ("digits", "photos", "photos32")
 """Datasets on which every knob is searched in full; elsewhere near the published schedule."""
 
@@ -49,7 +51,8 @@ class Job:
         runs: Folder of what is large and no result: states of training, single maps.
         seed: Of every draw.
         device: "cpu" or "cuda".
-        precision: What the collections are computed in: see :func:`fpmc.engine.denoise`.
+        precision: What collections are asked to be computed in, where :func:`fpmc.engine.denoise`
+            has a choice: squares and whole images on a CPU are exact whatever this is.
         code: The code's version, if there is no git checkout to ask.
     """
 
@@ -171,7 +174,7 @@ class Job:
             "lukoianov": lambda: methods.lukoianov(source, knob, gaussian=self.gaussian, **options),
         }
         denoiser = made[name]()
-        if isinstance(denoiser, fpmc.FPMC):
+        if name in COLLECTIONS:
             denoiser = denoiser.with_precision(self.precision)
         return in_batches(denoiser, self.batch)
 
@@ -182,7 +185,7 @@ class Job:
             "n_source": len(self.seen_by(method)),
             "seed": self.seed,
             "device": where,
-            "precision": self.precision,
+            "precision": self.precision if method in COLLECTIONS else "exact",
             "version": fpmc.__version__,
             "torch": torch.__version__,
             "code": self.code or _commit(),

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fpmc import networks
 from fpmc.networks.recipes import Recipe, recipe
 from fpmc.networks.train import train
@@ -27,10 +25,12 @@ class Training:
     Attributes:
         archs: Which.
         changes: What differs from the recipe of :func:`fpmc.networks.recipes.recipe`.
+        compiled: Whether ``torch.compile`` fuses the steps.
     """
 
     archs: tuple[str, ...]
     changes: Mapping[str, Any] = field(default_factory=dict)
+    compiled: bool = False
 
     def recipe(self, job: Job, arch: str) -> Recipe:
         """The recipe of one of them; lists are taken for the tuples that a recipe has."""
@@ -55,13 +55,13 @@ def run(job: Job, clock: Clock, training: Training) -> None:
         if size > LARGEST:
             raise ValueError(f"{arch}: {size:,} bytes of weights, wanted at most {LARGEST:,}")
         with clock.unit("train"):
-            _train(job, clock, chosen, job.runs / f"{job.label}-{arch}", path)
+            options = {"limit": clock.minutes, "compiled": training.compiled}
+            _train(job, chosen, job.runs / f"{job.label}-{arch}", path, options)
 
 
-def _train(job: Job, clock: Clock, chosen: Recipe, out: Path, path: Path) -> None:
+def _train(job: Job, chosen: Recipe, out: Path, path: Path, options: dict[str, Any]) -> None:
     try:
-        where = {"device": job.device, "compiled": torch.device(job.device).type == "cuda"}
-        train(chosen, out, dataset=job.dataset, limit=clock.minutes, **where)
+        train(chosen, out, dataset=job.dataset, device=job.device, **options)
     except TimeoutError as stopped:
         print(f"{chosen.arch}: {stopped}")
         raise OutOfTimeError from stopped
