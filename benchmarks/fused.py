@@ -4,7 +4,8 @@
 
 The source is of smooth random images: no kernel's time depends on them, but for squares as
 responses, which skip images of no weight. Lukoianov's matrix is dense and random, its rows' sums
-those of a mean: its time is that of a matrix of masks, its error is not. The alternatives, in float32 PyTorch on the same device:
+those of a mean: its time is that of a matrix of masks, its error is not. The alternatives, in
+float32 PyTorch on the same device:
 
 - loop: the patches one after the other, each a softmax over the source's crops at its place; or,
   for matrices, the estimators one after the other. They are alike, so that a sample is timed and

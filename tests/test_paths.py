@@ -215,6 +215,12 @@ class TestPlan:
         ones = Ones((8, 8))
         assert self.path(ones, ones, batch=1_000) == "streaming"
 
+    @pytest.mark.parametrize("batch", [1, 1_000])
+    def test_a_square_as_large_as_the_image_is_the_whole_image(self, batch):
+        ones, square = Ones((8, 8)), Box((8, 8), 8)
+        plans = [engine.plan(op, op, self.source, batch) for op in (ones, square)]
+        assert plans[0] == plans[1]
+
     def test_the_budget_decides(self):
         operators = squares(8, 8, 3, "PSPC-Square")
         plans = [

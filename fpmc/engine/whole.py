@@ -27,7 +27,7 @@ from fpmc.engine.parallel import (
     side_by_side,
 )
 from fpmc.engine.tiling import FLOAT64
-from fpmc.operators import Box, Ones, Operator
+from fpmc.operators import Ones, Operator
 from fpmc.source import Source
 
 __all__ = ["WholeImage", "denoise", "fits", "need", "pull"]
@@ -48,7 +48,7 @@ class WholeImage(Looped):
 
 def fits(queries: Operator, responses: Operator, source: Source, device: torch.device) -> bool:
     """Whether Q and R both see the whole image as one, and all of it is on the CPU."""
-    return readable(source, device) and _sees_all(queries) and _sees_all(responses)
+    return readable(source, device) and isinstance(queries, Ones) and isinstance(responses, Ones)
 
 
 def need(source: Source, *, back: bool = False) -> Need:
@@ -120,10 +120,6 @@ def pull(
     side_by_side(work, list(zip(parts, sums, rows, strict=True)))
     merged = reduce(Sums.merge, sums)
     return merged.mean().mul_(-2 * scale).view(z.shape).to(z)
-
-
-def _sees_all(op: Operator) -> bool:
-    return isinstance(op, Ones) or (isinstance(op, Box) and op.k == 1)
 
 
 @compiled
