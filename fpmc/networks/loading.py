@@ -25,7 +25,7 @@ SHIPPED = (
 """The networks that come with the package: dataset/architecture, and -seed if it is not 0."""
 
 FOLDER = Path(str(resources.files("fpmc.networks"))) / "shipped"
-"""Where they are, each with its sensitivity maps beside it."""
+"""Where they are, with their sensitivity maps beside them."""
 
 LABELS = {"ddpmpp": "DDPM++", "ncsnpp": "NCSN++", "dit": "DiT"}
 

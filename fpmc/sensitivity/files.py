@@ -1,7 +1,9 @@
 """Sensitivity maps in files, and those of the shipped networks."""
 
 import os
+import zipfile
 from collections.abc import Callable, Mapping
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ def load(network: str) -> dict[float, Float[Tensor, "k h w"]]:
     """The shipped maps of a shipped network at the sampler's 18 noise levels, {sigma: maps}.
 
     Args:
-        network: A name in :data:`fpmc.networks.SHIPPED`.
+        network: A name in :data:`fpmc.networks.SHIPPED`, but for "photos32/ncsnpp".
 
     Raises:
         ValueError: If no maps are shipped for it.
@@ -72,7 +74,15 @@ def write(
     if (kept < 1).any():
         arrays |= {"sums": np.stack(sums), "keep": kept}
     with whole(path) as beside, beside.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        _archive(file, arrays)
+
+
+def _archive(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+    """What ``np.savez_compressed`` does, by bzip2, which makes maps a quarter smaller."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_BZIP2) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def read(path: str | os.PathLike) -> dict[float, Float[Tensor, "k h w"]]:
