@@ -9,7 +9,6 @@ from fpmc.networks.architectures import ARCHITECTURES
 
 __all__ = ["LEVELS", "Recipe", "command", "recipe"]
 
-
 LEVELS = (-1.2, 1.2)
 """Mean and standard deviation of ln σ in the loss. Source: Karras et al. (2022), table 1."""
 
@@ -63,17 +62,17 @@ TOKENS = {"patch": 2, "width": 96, "depth": 5, "heads": 4, "dropout": 0.1}
 MEANS = {"batch": 256, "target": "posterior", "draws": (-0.6, 1.4)}
 """Large batches of posterior means, with many draws at high noise: short training on a GPU."""
 
+OTHER = {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000}
+"""The options of a U-Net and of a DiT, and the budget, for a dataset that is not named below."""
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"unet": TINY, "dit": TOKENS, "images": 600_000, "batch": 64, "flips": False},
-    "photos": {"unet": SMALL, "dit": TOKENS | {"width": 192}, "images": 600_000},
-    "photos32": {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 550_000, **MEANS},
-    "cifar10": {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000, **MEANS},
+    "photos": OTHER | {"unet": SMALL, "images": 600_000},
+    "photos32": OTHER | MEANS | {"images": 550_000},
+    "cifar10": OTHER | MEANS,
 }
-"""Per dataset: the options of a U-Net and of a DiT, the budget, and what else differs from
-:class:`Recipe`'s own values."""
-
-OTHER = {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000}
-"""The same for any other dataset, whose posterior means may take too much memory."""
+"""Per dataset the same, and what else differs from :class:`Recipe`'s own values. (Posterior means
+over a dataset of unknown size may take too much memory: they are not among the others'.)"""
 
 
 def recipe(data: str, arch: str, **changes: Any) -> Recipe:
