@@ -297,6 +297,7 @@ class TestOutcome:
             RECIPE,
             replace(RECIPE, images=0, minutes=2.5, flips=False),
             replace(RECIPE, **other),
+            replace(RECIPE, data="digits"),  # whose own recipe has another target, and draws
         ):
             words = shlex.split(command(recipe))
             training.main(words[3:])

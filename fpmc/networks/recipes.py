@@ -55,18 +55,24 @@ class Recipe:
 
 
 SMALL = {"channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "attention": [8], "dropout": 0.0}
-TINY = {"channels": 32, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.1}
+TINY = {"channels": 32, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.0}
 WIDE = {"channels": 64, "multipliers": [1, 1, 2], "blocks": 2, "attention": [16], "dropout": 0.0}
 TOKENS = {"patch": 2, "width": 96, "depth": 5, "heads": 4, "dropout": 0.1}
 
 MEANS = {"batch": 256, "target": "posterior", "draws": (-0.6, 1.4)}
 """Large batches of posterior means, with many draws at high noise: short training on a GPU."""
 
+HIGH = {"target": "posterior", "levels": (0.6, 1.4), "draws": (0.6, 1.4), "rate": 3e-3}
+"""Posterior means in small batches, and a loss with more weight on high noise: short training on a
+CPU."""
+
 OTHER = {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000}
 """The options of a U-Net and of a DiT, and the budget, for a dataset that is not named below."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {"unet": TINY, "dit": TOKENS, "images": 600_000, "batch": 64, "flips": False},
+    "digits": HIGH
+    | {"unet": TINY, "dit": TOKENS | {"dropout": 0.0}}
+    | {"images": 450_000, "batch": 64, "flips": False},
     "photos": OTHER | {"unet": SMALL, "images": 600_000},
     "photos32": OTHER | MEANS | {"images": 550_000},
     "cifar10": OTHER | MEANS,
@@ -99,18 +105,15 @@ def recipe(data: str, arch: str, **changes: Any) -> Recipe:
 
 
 def command(recipe: Recipe) -> str:
-    """The command line that makes this network again."""
+    """The command line that makes this network again, whatever the data's own recipe is."""
     words = ["python", "-m", "fpmc.networks.train", "--data", recipe.data, "--arch", recipe.arch]
     for name in ("images", "minutes", "batch", "rate", "seed"):
         if getattr(recipe, name) or name == "seed":
             words += [f"--{name}", str(getattr(recipe, name))]
     words += ["--flips" if recipe.flips else "--no-flips"]
-    if recipe.target != "image":
-        words += ["--target", recipe.target]
-    if recipe.levels != LEVELS:
-        words += ["--levels", *map(str, recipe.levels)]
-    if recipe.draws:
-        words += ["--draws", *map(str, recipe.draws)]
+    words += ["--target", recipe.target]
+    words += ["--levels", *map(str, recipe.levels)]
+    words += ["--draws", *map(str, recipe.draws)]
     if recipe.start:
         words += ["--start", recipe.start]
     words += ["--options", json.dumps(recipe.options)]

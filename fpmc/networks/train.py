@@ -507,7 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--flips", action=argparse.BooleanOptionalAction, help="mirror images at random")
     add("--target", choices=["image", "posterior"], help="what is taught (default: the image)")
     add("--levels", type=float, nargs=2, help="mean and deviation of ln σ in the loss (-1.2 1.2)")
-    add("--draws", type=float, nargs=2, help="mean and deviation of ln σ in weighted draws")
+    add("--draws", type=float, nargs="*", help="of weighted draws; nothing: the loss's own")
     add("--start", help="a network whose weights the training starts from")
     add("--seed", type=int, help="seed of weights, order and noise (default: 0)")
     add("--options", type=json.loads, help='of the architecture, as JSON: {"channels": 64}')
@@ -520,8 +520,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = ("root", "device", "precision", "compiled", "save_minutes")
     elsewhere = {name: given.pop(name) for name in names}
     try:
-        pairs = {name: tuple(given[name]) for name in ("levels", "draws") if given[name]}
-        chosen = recipe(data, arch, **{k: v for k, v in given.items() if v is not None} | pairs)
+        changes = {k: v for k, v in given.items() if v is not None}
+        changes |= {k: tuple(v) for k, v in changes.items() if isinstance(v, list)}
+        chosen = recipe(data, arch, **changes)
         out = out or Path("runs") / f"{Path(data).stem}-{arch}-{chosen.seed}"
         train(chosen, out, **elsewhere)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
