@@ -26,17 +26,26 @@ def fastest(work: Callable[[], object], repeats: int = 3, *, warm: bool = True) 
     """Seconds that the work takes: the best of several runs, after one that is not counted.
 
     On one thread these are seconds of the processor's time, which other programs do not lengthen;
-    on several, seconds by the clock, which is right on an idle machine alone.
+    on several, seconds by the clock, which is right on an idle machine alone; on a CUDA device,
+    seconds by the clock until it is done.
     """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    if warm:
-        work()
+    on_cuda = torch.cuda.is_initialized()
+    one_thread = torch.get_num_threads() == 1 and not on_cuda
+    clock = time.process_time if one_thread else time.perf_counter
     times = []
-    for _ in range(repeats):
+    for _ in range(repeats + warm):
         start = clock()
         work()
+        if on_cuda:
+            torch.cuda.synchronize()
         times.append(clock() - start)
-    return min(times)
+    return min(times[warm:])
+
+
+def gpu(device: str) -> dict[str, str]:
+    """The column that names the GPU, for a table of what ran on one."""
+    device = torch.device(device)
+    return {"GPU": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
 
 
 def provenance() -> dict[str, object]:

@@ -304,7 +304,7 @@ def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_pat
     words += f"--runs {tmp_path / 'runs'} --points 3 --samples 2 --part 1 --batch 4".split()
     words += ["--sources", "els=10", "--map-images", "1", "--budget", "0.1"]
     words += ["--recipe", f'{{"images": 64, "batch": 32, "options": {options}}}']
-    words += ["--benchmark", "speed.py --n {n} --device {device}"]
+    words += ["--benchmark", "speed.py --data {data} --n {n} --device {device}"]
     code = f"""if True:
         import sys
         sys.modules |= dict.fromkeys(["numba", "llvmlite", "skimage", "pooch"])
@@ -323,6 +323,8 @@ def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_pat
         *(f"networks/{name}" for name in ("ddpmpp.safetensors", "ddpmpp.npz")),
         "networks/ncsnpp.safetensors",
     }
+    asked = f"--data {tmp_path / 'tiny-train'} --n 40 --device cpu"
+    assert (out / "engine" / "speed.csv").read_text() == asked + "\n"
     compute = stage("compute")
     monkeypatch.setattr(compute.engine, "FOLDER", script.parent)
     compute.main(words)

@@ -1,5 +1,6 @@
 """The engine's own benchmarks on this device: the scripts of ``benchmarks/``."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -11,7 +12,13 @@ from stages.job import ROOT, Job
 __all__ = ["DEFAULT", "run"]
 
 FOLDER = ROOT / "benchmarks"
-DEFAULT = {"cpu": ["paths.py"], "cuda": ["fused.py --n {n}"]}
+DEFAULT = {
+    "cpu": ["paths.py --data {data}"],
+    "cuda": [
+        "fused.py --data {data}",
+        "paths.py --data {data} --device {device} --n {n} --dense-n {n} --sigma 1",
+    ],
+}
 """What runs where nothing else is asked for: scripts of the folder, and their arguments."""
 
 
@@ -21,15 +28,17 @@ def run(job: Job, clock: Clock, benchmarks: list[str]) -> None:
     Args:
         job: Where to, and on which device.
         clock: The time there is.
-        benchmarks: Scripts with their arguments, as on a command line, in which {device} and {n}
-            are the device and the number of source images.
+        benchmarks: Scripts with their arguments, as on a command line, in which {data}, {device}
+            and {n} are the dataset, the device and the number of source images; datasets lie where
+            the job's do.
 
     Raises:
         FileNotFoundError: If there is no such script.
         ValueError: If a script fails.
     """
+    environment = os.environ | ({"FPMC_DATA": str(job.root)} if job.root else {})
     for words in benchmarks:
-        values = {"device": job.device, "n": len(job.source)}
+        values = {"data": job.data, "device": job.device, "n": len(job.source)}
         script, *arguments = (word.format(**values) for word in shlex.split(words))
         path = FOLDER / script
         out = job.out / "engine" / f"{path.stem}.csv"
@@ -40,6 +49,6 @@ def run(job: Job, clock: Clock, benchmarks: list[str]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with clock.unit("engine"), whole(out) as beside:
             command = [sys.executable, str(path), *arguments, "--out", str(beside)]
-            code = subprocess.run(command).returncode
+            code = subprocess.run(command, env=environment).returncode
             if code:
                 raise ValueError(f"{shlex.join(command)}: ended with status {code}")
