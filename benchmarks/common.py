@@ -20,6 +20,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """The options that say which images are summed over."""
     parser.add_argument("--data", default="photos32", help="name or path (default: photos32)")
     parser.add_argument("--root", help="where datasets lie")
+    parser.add_argument("--label", help="what the table calls the data (default: DATA)")
 
 
 def fastest(work: Callable[[], object], repeats: int = 3, *, warm: bool = True) -> float:

@@ -139,6 +139,7 @@ def main():
         sys.exit("no CUDA device: these kernels run on one only")
 
     device, most = torch.device("cuda", torch.cuda.current_device()), max(options.b)
+    label = options.label or options.data
     data = fpmc.data.load(options.data, options.root, n_train=options.n, n_test=most)
     source = Source(data.train.to(device))
     few, gaussian = Source(source.images[:CHECKED]), methods.wiener(source)
@@ -155,7 +156,7 @@ def main():
                 if not options.no_alternatives:
                     others = alternatives(z[:b], to_float(source.images), *arguments[1:4])
                 for precision, error in errors.items():
-                    row = {"dataset": options.data, "method": name, "sigma": sigma, "seed": 0}
+                    row = {"dataset": label, "method": name, "sigma": sigma, "seed": 0}
                     row |= {"N": len(source), "b": b, "precision": precision, "error": error}
                     start = time.perf_counter()
                     row["seconds"] = fastest(

@@ -231,6 +231,7 @@ def main():
     options = parser.parse_args()
 
     most = max(options.n, options.dense_n)
+    label = options.label or options.data
     data = fpmc.data.load(options.data, options.root, n_train=most, n_test=options.b)
     images = data.train.to(options.device)
     many, few = Source(images[: options.n]), Source(images[: options.dense_n])
@@ -254,9 +255,9 @@ def main():
         for sigma in options.sigma:
             z = diffusion.add_noise(to_float(data.test), sigma, 0).to(options.device)
             row = (
-                measure(options.data, name, *cases[name], z, sigma, options.repeats, options.budget)
+                measure(label, name, *cases[name], z, sigma, options.repeats, options.budget)
                 if name in cases
-                else measure_translated(options.data, 7, few, z, sigma, options.budget)
+                else measure_translated(label, 7, few, z, sigma, options.budget)
             )
             rows.append({**row, **best, **gpu(options.device)})
             show([{key: value for key, value in row.items() if key != "dataset"}])

@@ -31,6 +31,7 @@ def main():
     parser.add_argument("--out", type=Path, help="CSV file to write")
     options = parser.parse_args()
 
+    label = options.label or options.data
     data = fpmc.data.load(options.data, options.root, n_train=options.n, n_test=options.b)
     source = Source(data.train)
     pixels, side = source.shape[1:], source.shape[1]
@@ -48,7 +49,7 @@ def main():
         for sigma in options.sigma:
             z = diffusion.add_noise(to_float(data.test), sigma, 0)
             result = denoiser.pruned(z, sigma, options.eps)
-            row = {"dataset": options.data, "method": name, "sigma": sigma, "seed": 0}
+            row = {"dataset": label, "method": name, "sigma": sigma, "seed": 0}
             row |= {"N": len(source), "b": len(z), "eps": options.eps}
             row["kept"] = result.kept.double().mean().item() / len(source)
             row["pruned"] = fastest(lambda: denoiser.pruned(z, sigma, options.eps), 1, warm=False)  # noqa: B023

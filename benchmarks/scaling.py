@@ -46,6 +46,7 @@ def main():
     parser.add_argument("--out", type=Path, help="CSV file to write")
     options = parser.parse_args()
 
+    label = options.label or options.data
     load = partial(fpmc.data.load, options.data, options.root)
     rows = []
     for method in ("optimal", "PSPC-Square", "LS", "dense Q and R"):
@@ -64,7 +65,7 @@ def main():
             for value, size, time in zip(values, sizes, times, strict=True):
                 settings = {**fixed, name: value}
                 settings["k"] = min(settings["k"], settings["side"] ** 2)
-                row = {"dataset": options.data, "method": method, "seed": 0, **settings}
+                row = {"dataset": label, "method": method, "seed": 0, **settings}
                 row |= {"changed": "pixels" if name == "side" else name, "size": size}
                 rows.append({**row, "seconds": time, "exponent": exponent})
         if options.out:

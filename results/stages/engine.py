@@ -13,10 +13,11 @@ __all__ = ["DEFAULT", "run"]
 
 FOLDER = ROOT / "benchmarks"
 DEFAULT = {
-    "cpu": ["paths.py --data {data}"],
+    "cpu": ["paths.py --data {data} --label {label}"],
     "cuda": [
-        "fused.py --data {data}",
-        "paths.py --data {data} --device {device} --n {n} --dense-n {n} --sigma 1",
+        "fused.py --data {data} --label {label} --b 8 64 --budget 8589934592",
+        "paths.py --data {data} --label {label} --device {device} --n {n} --dense-n {n} "
+        "--sigma 1 --repeats 2 --budget 8589934592",
     ],
 }
 """What runs where nothing else is asked for: scripts of the folder, and their arguments."""
@@ -28,9 +29,9 @@ def run(job: Job, clock: Clock, benchmarks: list[str]) -> None:
     Args:
         job: Where to, and on which device.
         clock: The time there is.
-        benchmarks: Scripts with their arguments, as on a command line, in which {data}, {device}
-            and {n} are the dataset, the device and the number of source images; datasets lie where
-            the job's do.
+        benchmarks: Scripts with their arguments, as on a command line, in which {data}, {label},
+            {device} and {n} are the dataset, what tables call it, the device and the number of
+            source images; datasets lie where the job's do.
 
     Raises:
         FileNotFoundError: If there is no such script.
@@ -38,7 +39,8 @@ def run(job: Job, clock: Clock, benchmarks: list[str]) -> None:
     """
     environment = os.environ | ({"FPMC_DATA": str(job.root)} if job.root else {})
     for words in benchmarks:
-        values = {"data": job.data, "device": job.device, "n": len(job.source)}
+        values = {name: getattr(job, name) for name in ("data", "label", "device")}
+        values["n"] = len(job.source)
         script, *arguments = (word.format(**values) for word in shlex.split(words))
         path = FOLDER / script
         out = job.out / "engine" / f"{path.stem}.csv"
