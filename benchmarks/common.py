@@ -23,6 +23,13 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", help="what the table calls the data (default: DATA)")
 
 
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, where the data's label is their name unless another is given."""
+    options = parser.parse_args()
+    options.label = options.label or options.data
+    return options
+
+
 def fastest(work: Callable[[], object], repeats: int = 3, *, warm: bool = True) -> float:
     """Seconds that the work takes: the best of several runs, after one that is not counted.
 
@@ -43,7 +50,7 @@ def fastest(work: Callable[[], object], repeats: int = 3, *, warm: bool = True) 
     return min(times[warm:])
 
 
-def gpu(device: str) -> dict[str, str]:
+def gpu(device: str | torch.device) -> dict[str, str]:
     """The column that names the GPU, for a table of what ran on one."""
     device = torch.device(device)
     return {"GPU": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import add_data, fastest, gpu, show, write
+from common import add_data, fastest, gpu, parse, show, write
 from paths import discs, loop, one_line
 
 import fpmc
@@ -134,12 +134,11 @@ def main():
     parser.add_argument("--budget", type=int, help="bytes of working memory")
     parser.add_argument("--no-alternatives", action="store_true", help="time the kernels alone")
     parser.add_argument("--out", type=Path, help="CSV file to write")
-    options = parser.parse_args()
+    options = parse(parser)
     if not torch.cuda.is_available():
         sys.exit("no CUDA device: these kernels run on one only")
 
     device, most = torch.device("cuda", torch.cuda.current_device()), max(options.b)
-    label = options.label or options.data
     data = fpmc.data.load(options.data, options.root, n_train=options.n, n_test=most)
     source = Source(data.train.to(device))
     few, gaussian = Source(source.images[:CHECKED]), methods.wiener(source)
@@ -156,7 +155,7 @@ def main():
                 if not options.no_alternatives:
                     others = alternatives(z[:b], to_float(source.images), *arguments[1:4])
                 for precision, error in errors.items():
-                    row = {"dataset": label, "method": name, "sigma": sigma, "seed": 0}
+                    row = {"dataset": options.label, "method": name, "sigma": sigma, "seed": 0}
                     row |= {"N": len(source), "b": b, "precision": precision, "error": error}
                     start = time.perf_counter()
                     row["seconds"] = fastest(

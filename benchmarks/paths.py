@@ -26,7 +26,7 @@ import math
 from pathlib import Path
 
 import torch
-from common import add_data, fastest, gpu, show, write
+from common import add_data, fastest, gpu, parse, show, write
 from torch.nn import functional
 
 import fpmc
@@ -228,10 +228,9 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--budget", type=int, help="bytes of working memory")
     parser.add_argument("--out", type=Path, help="CSV file to write")
-    options = parser.parse_args()
+    options = parse(parser)
 
     most = max(options.n, options.dense_n)
-    label = options.label or options.data
     data = fpmc.data.load(options.data, options.root, n_train=most, n_test=options.b)
     images = data.train.to(options.device)
     many, few = Source(images[: options.n]), Source(images[: options.dense_n])
@@ -255,9 +254,11 @@ def main():
         for sigma in options.sigma:
             z = diffusion.add_noise(to_float(data.test), sigma, 0).to(options.device)
             row = (
-                measure(label, name, *cases[name], z, sigma, options.repeats, options.budget)
+                measure(
+                    options.label, name, *cases[name], z, sigma, options.repeats, options.budget
+                )
                 if name in cases
-                else measure_translated(label, 7, few, z, sigma, options.budget)
+                else measure_translated(options.label, 7, few, z, sigma, options.budget)
             )
             rows.append({**row, **best, **gpu(options.device)})
             show([{key: value for key, value in row.items() if key != "dataset"}])
