@@ -74,12 +74,16 @@ def provenance() -> dict[str, object]:
 
 
 def write(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Write rows, each with the provenance, to a CSV file, whole or not at all."""
+    """Write rows, each with the provenance, to a CSV file, whole or not at all.
+
+    What a row lacks is not a number.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     where = provenance()
     rows = [{**{key: _text(value) for key, value in row.items()}, **where} for row in rows]
     with whole(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        columns = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(file, list(columns), restval="nan", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

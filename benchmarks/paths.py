@@ -35,12 +35,11 @@ from fpmc.operators import Box, Dense, Identity, Ones
 from fpmc.source import to_float
 
 CHUNK = 1_000
+"""Source images of a step of the loop."""
+TRANSLATED = 50
+"""The same where each gives all its patches."""
 SAMPLE = 6
-OTHERS = ("loop", "products", "one line", "keops")
-ONLY_COLLECTIONS = (
-    "one line's error", "back / ours", "float32", "float32's error",
-    "operations", "operations32", "bytes",
-)  # fmt: skip
+"""Positions of the loop that are timed."""
 
 
 def loop(z, x, sigma, queries, responses, products):
@@ -83,7 +82,7 @@ def loop_over_translations(z, x, sigma, p, products):
     def work():
         for place in places:
             parts = []
-            for images in x.split(CHUNK // 20):
+            for images in x.split(TRANSLATED):
                 patches = functional.unfold(images, p).transpose(1, 2).flatten(0, 1)
                 parts.append(distances(patches_z[..., place], patches, products))
             weights = torch.softmax(torch.cat(parts, 1).mul_(-0.5 / sigma**2), 1)
@@ -152,55 +151,43 @@ def discs(side, share, device):
     return Dense(masks.view(-1, side, side).to(device))
 
 
-def measure(dataset, name, queries, responses, source, z, sigma, repeats, budget):
-    """A row of the table."""
+def measure(queries, responses, source, z, sigma, repeats, budget):
+    """A collection's part of a row."""
     x, single = to_float(source.images), queries.k == 1
     plan = engine.plan(queries, responses, source, len(z), device=z.device, budget=budget)
     denoiser = FPMC(queries, responses, source, budget=budget)
     ours, exact = fastest(lambda: denoiser(z, sigma), repeats), denoiser(z, sigma)
-    times = (
-        math.nan if single else loop(z, x, sigma, queries, responses, False),
-        math.nan if single else loop(z, x, sigma, queries, responses, True),
-        fastest(lambda: one_line(z, x, sigma, queries, responses), 1),
-        keops(z, x, sigma) if single else math.nan,
-    )
-    others = dict(zip(OTHERS, times, strict=True))
+    others = {
+        "loop": math.nan if single else loop(z, x, sigma, queries, responses, False),
+        "products": math.nan if single else loop(z, x, sigma, queries, responses, True),
+        "one line": fastest(lambda: one_line(z, x, sigma, queries, responses), 1),
+        "keops": keops(z, x, sigma) if single else math.nan,
+    }
     fast = denoiser.with_precision("float32") if isinstance(queries, Dense) else None
-    more = (
-        gap(one_line(z, x, sigma, queries, responses), exact),
-        back(denoiser, z, sigma, repeats) / ours,
-        fastest(lambda: fast(z, sigma), repeats) if fast else math.nan,
-        gap(fast(z, sigma), exact) if fast else math.nan,
-        plan.flops, plan.flops32, plan.bytes,
-    )  # fmt: skip
     return {
-        **head(dataset, name, sigma, x, z), "path": plan.path, "ours": ours, **others,
-        **ratios(others, ours), **dict(zip(ONLY_COLLECTIONS, more, strict=True)),
+        "path": plan.path, "ours": ours, **compared(others, ours),
+        "one line's error": gap(one_line(z, x, sigma, queries, responses), exact),
+        "back / ours": back(denoiser, z, sigma, repeats) / ours,
+        "float32": fastest(lambda: fast(z, sigma), repeats) if fast else math.nan,
+        "float32's error": gap(fast(z, sigma), exact) if fast else math.nan,
+        "operations": plan.flops, "operations32": plan.flops32, "bytes": plan.bytes,
     }  # fmt: skip
 
 
-def measure_translated(dataset, p, source, z, sigma, budget):
-    """ELS's row of the table, timed once: it takes as long as all others together."""
+def measure_translated(p, source, z, sigma, budget):
+    """ELS's part of a row, timed once: it takes as long as all others together."""
     x, denoiser = to_float(source.images), methods.els(source, p, budget=budget)
     ours = fastest(lambda: denoiser(z, sigma), 1)
-    others = dict.fromkeys(OTHERS, math.nan) | {
+    others = {
         "loop": loop_over_translations(z, x, sigma, p, False),
         "products": loop_over_translations(z, x, sigma, p, True),
     }
-    return {
-        **head(dataset, f"ELS, p = {p}", sigma, x, z), "path": "translations", "ours": ours,
-        **others, **ratios(others, ours), **dict.fromkeys(ONLY_COLLECTIONS, math.nan),
-    }  # fmt: skip
+    return {"path": "translations", "ours": ours, **compared(others, ours)}
 
 
-def head(dataset, name, sigma, x, z):
-    """What tells a row of the table from the others."""
-    return {"dataset": dataset, "method": name, "sigma": sigma, "seed": 0, "N": len(x), "b": len(z)}
-
-
-def ratios(others, ours):
-    """Times as multiples of ours."""
-    return {f"{other} / ours": seconds / ours for other, seconds in others.items()}
+def compared(others, ours):
+    """The seconds of other ways, and as multiples of ours."""
+    return others | {f"{other} / ours": seconds / ours for other, seconds in others.items()}
 
 
 def gap(answer, exact):
@@ -251,14 +238,15 @@ def main():
     best = {"float64 peak": peaks.flops, "float32 peak": peaks.flops32, "copy peak": peaks.bytes}
     rows = []
     for name in options.method or [*cases, "ELS, p = 7"]:
+        source = cases[name][2] if name in cases else few
         for sigma in options.sigma:
             z = diffusion.add_noise(to_float(data.test), sigma, 0).to(options.device)
-            row = (
-                measure(
-                    options.label, name, *cases[name], z, sigma, options.repeats, options.budget
-                )
+            row = {"dataset": options.label, "method": name, "sigma": sigma, "seed": 0}
+            row |= {"N": len(source), "b": len(z)}
+            row |= (
+                measure(*cases[name], z, sigma, options.repeats, options.budget)
                 if name in cases
-                else measure_translated(options.label, 7, few, z, sigma, options.budget)
+                else measure_translated(7, source, z, sigma, options.budget)
             )
             rows.append({**row, **best, **gpu(options.device)})
             show([{key: value for key, value in row.items() if key != "dataset"}])
