@@ -1,6 +1,6 @@
 """The CUDA kernels: checked against the float64 engine, then timed, in one run on one machine.
 
-    python benchmarks/fused.py [--data cifar10] [--b 8 256] [--method ...] [--out fused.csv]
+    python benchmarks/fused.py [--data cifar10] [--b 8 64] [--method ...] [--out fused.csv]
 
 PSPC-Flex's masks are discs, of a tenth of the image; Lukoianov's are its own, at a threshold of
 0.05. The alternatives, in float32 PyTorch on the same device:
@@ -128,7 +128,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data(parser)
     parser.add_argument("--n", type=int, help="source images (default: all)")
-    parser.add_argument("--b", type=int, nargs="+", default=[8, 256], help="noisy images")
+    parser.add_argument("--b", type=int, nargs="+", default=[8, 64], help="noisy images")
     parser.add_argument("--sigma", type=float, nargs="+", default=[0.1, 1.0])
     parser.add_argument("--method", nargs="+", choices=NAMES, help="these alone (default: all)")
     parser.add_argument("--budget", type=int, help="bytes of working memory")

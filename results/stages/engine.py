@@ -1,10 +1,10 @@
 """The engine's own benchmarks on this device: the scripts of ``benchmarks/``."""
 
-import os
 import shlex
 import subprocess
 import sys
 
+from fpmc.engine.tiling import DEFAULT_BUDGET
 from fpmc.storage import whole
 from stages.clock import Clock
 from stages.job import ROOT, Job
@@ -13,11 +13,11 @@ __all__ = ["DEFAULT", "run"]
 
 FOLDER = ROOT / "benchmarks"
 DEFAULT = {
-    "cpu": ["paths.py --data {data} --label {label}"],
+    "cpu": ["paths.py"],
     "cuda": [
-        "fused.py --data {data} --label {label} --b 8 64 --budget 8589934592",
+        "fused.py --data {data} --label {label} --budget {budget}",
         "paths.py --data {data} --label {label} --device {device} --n {n} --dense-n {n} "
-        "--sigma 1 --repeats 2 --budget 8589934592",
+        "--sigma 1 --repeats 2 --budget {budget}",
     ],
 }
 """What runs where nothing else is asked for: scripts of the folder, and their arguments."""
@@ -30,17 +30,17 @@ def run(job: Job, clock: Clock, benchmarks: list[str]) -> None:
         job: Where to, and on which device.
         clock: The time there is.
         benchmarks: Scripts with their arguments, as on a command line, in which {data}, {label},
-            {device} and {n} are the dataset, what tables call it, the device and the number of
-            source images; datasets lie where the job's do.
+            {device}, {n} and {budget} are the dataset, what tables call it, the device, the number
+            of source images and the bytes of working memory. Where the job's data lie is added.
 
     Raises:
         FileNotFoundError: If there is no such script.
         ValueError: If a script fails.
     """
-    environment = os.environ | ({"FPMC_DATA": str(job.root)} if job.root else {})
+    values = {name: getattr(job, name) for name in ("data", "label", "device")}
+    values |= {"n": len(job.source), "budget": job.budget or DEFAULT_BUDGET}
+    root = ["--root", job.root] if job.root else []
     for words in benchmarks:
-        values = {name: getattr(job, name) for name in ("data", "label", "device")}
-        values["n"] = len(job.source)
         script, *arguments = (word.format(**values) for word in shlex.split(words))
         path = FOLDER / script
         out = job.out / "engine" / f"{path.stem}.csv"
@@ -50,7 +50,7 @@ def run(job: Job, clock: Clock, benchmarks: list[str]) -> None:
             continue
         out.parent.mkdir(parents=True, exist_ok=True)
         with clock.unit("engine"), whole(out) as beside:
-            command = [sys.executable, str(path), *arguments, "--out", str(beside)]
-            code = subprocess.run(command, env=environment).returncode
+            command = [sys.executable, str(path), *arguments, *root, "--out", str(beside)]
+            code = subprocess.run(command).returncode
             if code:
                 raise ValueError(f"{shlex.join(command)}: ended with status {code}")
