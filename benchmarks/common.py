@@ -20,23 +20,40 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """The options that say which images are summed over."""
     parser.add_argument("--data", default="photos32", help="name or path (default: photos32)")
     parser.add_argument("--root", help="where datasets lie")
+    parser.add_argument("--label", help="what the table calls the data (default: DATA)")
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, where the data's label is their name unless another is given."""
+    options = parser.parse_args()
+    options.label = options.label or options.data
+    return options
 
 
 def fastest(work: Callable[[], object], repeats: int = 3, *, warm: bool = True) -> float:
     """Seconds that the work takes: the best of several runs, after one that is not counted.
 
     On one thread these are seconds of the processor's time, which other programs do not lengthen;
-    on several, seconds by the clock, which is right on an idle machine alone.
+    on several, seconds by the clock, which is right on an idle machine alone; on a CUDA device,
+    seconds by the clock until it is done.
     """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    if warm:
-        work()
+    on_cuda = torch.cuda.is_initialized()
+    one_thread = torch.get_num_threads() == 1 and not on_cuda
+    clock = time.process_time if one_thread else time.perf_counter
     times = []
-    for _ in range(repeats):
+    for _ in range(repeats + warm):
         start = clock()
         work()
+        if on_cuda:
+            torch.cuda.synchronize()
         times.append(clock() - start)
-    return min(times)
+    return min(times[warm:])
+
+
+def gpu(device: str | torch.device) -> dict[str, str]:
+    """The column that names the GPU, for a table of what ran on one."""
+    device = torch.device(device)
+    return {"GPU": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
 
 
 def provenance() -> dict[str, object]:
@@ -57,12 +74,16 @@ def provenance() -> dict[str, object]:
 
 
 def write(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Write rows, each with the provenance, to a CSV file, whole or not at all."""
+    """Write rows, each with the provenance, to a CSV file, whole or not at all.
+
+    What a row lacks is not a number.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     where = provenance()
     rows = [{**{key: _text(value) for key, value in row.items()}, **where} for row in rows]
     with whole(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        columns = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(file, list(columns), restval="nan", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -1,11 +1,9 @@
 """The CUDA kernels: checked against the float64 engine, then timed, in one run on one machine.
 
-    python benchmarks/fused.py [--n 50000] [--b 8 256] [--method ...] [--out fused.csv]
+    python benchmarks/fused.py [--data cifar10] [--b 8 64] [--method ...] [--out fused.csv]
 
-The source is of smooth random images: no kernel's time depends on them, but for squares as
-responses, which skip images of no weight. Lukoianov's matrix is dense and random, its rows' sums
-those of a mean: its time is that of a matrix of masks, its error is not. The alternatives, in
-float32 PyTorch on the same device:
+PSPC-Flex's masks are discs, of a tenth of the image; Lukoianov's are its own, at a threshold of
+0.05. The alternatives, in float32 PyTorch on the same device:
 
 - loop: the patches one after the other, each a softmax over the source's crops at its place; or,
   for matrices, the estimators one after the other. They are alike, so that a sample is timed and
@@ -24,17 +22,17 @@ import time
 from pathlib import Path
 
 import torch
-from common import fastest, show, write
+from common import add_data, fastest, gpu, parse, show, write
 from paths import discs, loop, one_line
 
-from fpmc import Source, diffusion
+import fpmc
+from fpmc import Source, diffusion, methods
 from fpmc.engine import fused
 from fpmc.engine.streaming import Streaming
 from fpmc.engine.tiling import tolerance
 from fpmc.operators import Box, Dense, Identity
 from fpmc.source import to_float
 
-SHAPE = (3, 32, 32)
 CHECKED = 2_000
 """Source images of the check."""
 
@@ -44,26 +42,18 @@ SAMPLE = 4
 """Estimators of the loop that are timed."""
 
 
-def random_images(n, seed):
-    """Random bytes, smooth over a few pixels, as photographs are."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(n, SHAPE[0], 8, 8, generator=generator)
-    fine = torch.nn.functional.interpolate(coarse, SHAPE[1:], mode="bilinear")
-    return (255 * fine).to(torch.uint8)
-
-
-def methods():
+def cases(source, sigma, gaussian):
     """Q and R of each kernel, and the matrix products that they take."""
-    pixels, d = SHAPE[1:], math.prod(SHAPE)
-    masks = discs(pixels[0], 0.1).matrix.cuda()
-    rows = torch.rand(d, d, generator=torch.Generator().manual_seed(0)).cuda()
-    wide = Dense(rows.div_(d).view(d, *SHAPE))
+    pixels = source.shape[1:]
+    masks = discs(pixels[0], 0.1, source.images.device)
+    one_hot = Identity(pixels)
+    wide, dimensions = methods.lukoianov(source, 0.05, gaussian=gaussian).operators(sigma)
     return {
         "PSPC-Square, p = 7": (Box(pixels, 7), Box(pixels, 7), 0),
-        "LS, p = 7": (Box(pixels, 7, "clip"), Identity(pixels), 0),
-        "LS, p = 15": (Box(pixels, 15, "clip"), Identity(pixels), 0),
-        "PSPC-Flex": (Dense(masks), Dense(masks), 2),
-        "Lukoianov": (wide, Identity(SHAPE), 1),
+        "LS, p = 7": (Box(pixels, 7, "clip"), one_hot, 0),
+        "LS, p = 15": (Box(pixels, 15, "clip"), one_hot, 0),
+        "PSPC-Flex": (masks, masks, 2),
+        "Lukoianov": (Dense(wide.matrix.float()), dimensions, 1),
     }
 
 
@@ -76,19 +66,9 @@ def peaks(side=8192):
     for precision, dtype in kinds.items():
         a = torch.rand(side, side, dtype=dtype, device="cuda")
         product = torch.empty_like(a)
-        measured[precision] = 2 * side**3 / seconds(lambda: torch.mm(a, a, out=product))  # noqa: B023
+        measured[precision] = 2 * side**3 / fastest(lambda: torch.mm(a, a, out=product))  # noqa: B023
     torch.set_float32_matmul_precision(before)
     return measured
-
-
-def seconds(work, repeats=3, *, warm=True):
-    """Seconds that the work takes on the device: the best of several runs."""
-
-    def done():
-        work()
-        torch.cuda.synchronize()
-
-    return fastest(done, repeats, warm=warm)
 
 
 def check(name, queries, responses, z, sigma, source):
@@ -110,11 +90,11 @@ def alternatives(z, x, sigma, queries, responses):
     operators = (queries, responses)
     ways = {
         "loop": lambda: (
-            loop(z, x, sigma, queries, responses, False, seconds)
+            loop(z, x, sigma, queries, responses, False)
             if isinstance(queries, Box)
             else loop_over_estimators(z, x, sigma, queries)
         ),
-        "one line": lambda: seconds(lambda: one_line(z_f, x_f, sigma, *operators), 1, warm=False),
+        "one line": lambda: fastest(lambda: one_line(z_f, x_f, sigma, *operators), 1, warm=False),
     }
     times = {}
     for name, measure in ways.items():
@@ -140,32 +120,34 @@ def loop_over_estimators(z, x, sigma, queries):
                 logits = ((x - z_b).square_() * q).sum((1, 2, 3)).mul_(-0.5 / sigma**2)
                 torch.softmax(logits, 0) @ x.flatten(1)
 
-    return seconds(work, 1, warm=False) * queries.k / SAMPLE
+    return fastest(work, 1, warm=False) * queries.k / SAMPLE
 
 
 def main():
     """Check, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=50_000, help="source images")
-    parser.add_argument("--b", type=int, nargs="+", default=[8, 256], help="noisy images")
+    add_data(parser)
+    parser.add_argument("--n", type=int, help="source images (default: all)")
+    parser.add_argument("--b", type=int, nargs="+", default=[8, 64], help="noisy images")
     parser.add_argument("--sigma", type=float, nargs="+", default=[0.1, 1.0])
     parser.add_argument("--method", nargs="+", choices=NAMES, help="these alone (default: all)")
     parser.add_argument("--budget", type=int, help="bytes of working memory")
     parser.add_argument("--no-alternatives", action="store_true", help="time the kernels alone")
     parser.add_argument("--out", type=Path, help="CSV file to write")
-    options = parser.parse_args()
+    options = parse(parser)
     if not torch.cuda.is_available():
         sys.exit("no CUDA device: these kernels run on one only")
 
     device, most = torch.device("cuda", torch.cuda.current_device()), max(options.b)
-    source = Source(random_images(options.n, 0).to(device))
-    few = Source(source.images[:CHECKED])
-    clean, best, rows = to_float(random_images(most, 1)), peaks(), []
-    for name, (queries, responses, products) in methods().items():
-        if options.method and name.split(",")[0] not in options.method:
-            continue
-        for sigma in options.sigma:
-            z = diffusion.add_noise(clean, sigma, 0).to(device)
+    data = fpmc.data.load(options.data, options.root, n_train=options.n, n_test=most)
+    source = Source(data.train.to(device))
+    few, gaussian = Source(source.images[:CHECKED]), methods.wiener(source)
+    best, rows = peaks(), []
+    for sigma in options.sigma:
+        z = diffusion.add_noise(to_float(data.test), sigma, 0).to(device)
+        for name, (queries, responses, products) in cases(source, sigma, gaussian).items():
+            if options.method and name.split(",")[0] not in options.method:
+                continue
             errors = check(name, queries, responses, z[:4], sigma, few)
             for b in options.b:
                 arguments = (z[:b], sigma, queries, responses, source)
@@ -173,10 +155,10 @@ def main():
                 if not options.no_alternatives:
                     others = alternatives(z[:b], to_float(source.images), *arguments[1:4])
                 for precision, error in errors.items():
-                    row = {"dataset": "random", "method": name, "sigma": sigma, "seed": 0}
+                    row = {"dataset": options.label, "method": name, "sigma": sigma, "seed": 0}
                     row |= {"N": len(source), "b": b, "precision": precision, "error": error}
                     start = time.perf_counter()
-                    row["seconds"] = seconds(
+                    row["seconds"] = fastest(
                         lambda: fused.denoise(*arguments, options.budget, precision)  # noqa: B023
                     )
                     pairs, k = b * len(source), queries.k
@@ -184,7 +166,7 @@ def main():
                     speed = 2 * products * pairs * pixels * k / row["seconds"]
                     row |= {"operations/s": speed, "of peak": speed / best[precision]}
                     row |= {f"{other} / ours": s / row["seconds"] for other, s in others.items()}
-                    rows.append({**row, "GPU": torch.cuda.get_device_name(device)})
+                    rows.append({**row, **gpu(device)})
                     print(f"{name}, {precision}: {time.perf_counter() - start:.1f} s", flush=True)
                 if options.out:
                     write(options.out, rows)

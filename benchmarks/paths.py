@@ -1,8 +1,8 @@
 """Every path against the ways that its structure replaces, in one run, on real images.
 
-    python benchmarks/paths.py [--data cifar10] [--n 10000] [--b 8] [--out results/engine/paths.csv]
+    python benchmarks/paths.py [--data cifar10] [--n 10000] [--device cuda] [--out paths.csv]
 
-The alternatives, in float32 PyTorch, on all threads:
+The alternatives, in float32 PyTorch, on all threads or the same device:
 
 - loop: the patches one after the other, each a softmax over the source's crops at its place, from
   sums of squared differences, a chunk of the source at a time. A sample of the positions, spread
@@ -12,6 +12,9 @@ The alternatives, in float32 PyTorch, on all threads:
   softmax, and the weighted sum; whole maps for all pairs of images in memory.
 
 - KeOps, where pykeops is installed: the optimal denoiser as a lazy softmax reduction.
+
+ELS, whose estimators also see the source's patches elsewhere, has the loops alone, over the pixels
+whose squares fit: one line's maps of all pairs of patches fit no memory.
 
 Beside them: going back, as a multiple of the answer's time; the float32 mode, where there is one,
 and its error; and the operations and bytes that the plan counts, against the peaks of the machine,
@@ -23,19 +26,23 @@ import math
 from pathlib import Path
 
 import torch
-from common import add_data, fastest, show, write
+from common import add_data, fastest, gpu, parse, show, write
 from torch.nn import functional
 
 import fpmc
-from fpmc import FPMC, Source, diffusion, engine
+from fpmc import FPMC, Source, diffusion, engine, methods
 from fpmc.operators import Box, Dense, Identity, Ones
 from fpmc.source import to_float
 
 CHUNK = 1_000
+"""Source images of a step of the loop."""
+TRANSLATED = 50
+"""The same where each gives all its patches."""
 SAMPLE = 6
+"""Positions of the loop that are timed."""
 
 
-def loop(z, x, sigma, queries, responses, products, timed=fastest):
+def loop(z, x, sigma, queries, responses, products):
     """Seconds of the loop over estimators, from a sample of them."""
     one_hot, flat_z, flat_x = isinstance(responses, Identity), z.flatten(2), x.flatten(2)
     places = torch.linspace(0, queries.k - 1, SAMPLE + 2).long()[1:-1].tolist()
@@ -62,7 +69,26 @@ def loop(z, x, sigma, queries, responses, products, timed=fastest):
                 target = answer.view_as(z) if masks is None else answer
                 target[window] += (weights @ patches).view(target[window].shape)
 
-    return timed(work, 1, warm=False) * queries.k / SAMPLE
+    return fastest(work, 1, warm=False) * queries.k / SAMPLE
+
+
+def loop_over_translations(z, x, sigma, p, products):
+    """Seconds of ELS's loop over pixels whose squares fit, from a sample of them."""
+    count = (z.shape[2] - p + 1) * (z.shape[3] - p + 1)
+    places = torch.linspace(0, count - 1, SAMPLE).long().tolist()
+    patches_z = functional.unfold(z, p)
+    middle = (slice(p // 2, z.shape[2] - (p - 1) // 2), slice(p // 2, z.shape[3] - (p - 1) // 2))
+
+    def work():
+        for place in places:
+            parts = []
+            for images in x.split(TRANSLATED):
+                patches = functional.unfold(images, p).transpose(1, 2).flatten(0, 1)
+                parts.append(distances(patches_z[..., place], patches, products))
+            weights = torch.softmax(torch.cat(parts, 1).mul_(-0.5 / sigma**2), 1)
+            weights @ x[..., *middle].transpose(0, 1).flatten(1).T
+
+    return fastest(work, 1, warm=False) * count / SAMPLE
 
 
 def distances(patch, patches, products):
@@ -117,17 +143,19 @@ def keops(z, x, sigma):
     return fastest(work, 1)
 
 
-def discs(side, share):
+def discs(side, share, device):
     """Masks of zeros and ones, a row per pixel: the share of pixels nearest to it."""
     places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
     kept = torch.cdist(places, places).argsort(1)[:, : round(share * side**2)]
-    return Dense(torch.zeros(side**2, side**2).scatter_(1, kept, 1.0).view(-1, side, side))
+    masks = torch.zeros(side**2, side**2).scatter_(1, kept, 1.0)
+    return Dense(masks.view(-1, side, side).to(device))
 
 
-def measure(dataset, name, queries, responses, source, z, sigma, repeats):
-    """A row of the table."""
-    x, plan = to_float(source.images), engine.plan(queries, responses, source, len(z))
-    denoiser, single = FPMC(queries, responses, source), queries.k == 1
+def measure(queries, responses, source, z, sigma, repeats, budget):
+    """A collection's part of a row."""
+    x, single = to_float(source.images), queries.k == 1
+    plan = engine.plan(queries, responses, source, len(z), device=z.device, budget=budget)
+    denoiser = FPMC(queries, responses, source, budget=budget)
     ours, exact = fastest(lambda: denoiser(z, sigma), repeats), denoiser(z, sigma)
     others = {
         "loop": math.nan if single else loop(z, x, sigma, queries, responses, False),
@@ -137,15 +165,29 @@ def measure(dataset, name, queries, responses, source, z, sigma, repeats):
     }
     fast = denoiser.with_precision("float32") if isinstance(queries, Dense) else None
     return {
-        "dataset": dataset, "method": name, "sigma": sigma, "seed": 0, "N": len(x), "b": len(z),
-        "path": plan.path, "ours": ours, **others,
-        **{f"{other} / ours": seconds / ours for other, seconds in others.items()},
+        "path": plan.path, "ours": ours, **compared(others, ours),
         "one line's error": gap(one_line(z, x, sigma, queries, responses), exact),
         "back / ours": back(denoiser, z, sigma, repeats) / ours,
         "float32": fastest(lambda: fast(z, sigma), repeats) if fast else math.nan,
         "float32's error": gap(fast(z, sigma), exact) if fast else math.nan,
         "operations": plan.flops, "operations32": plan.flops32, "bytes": plan.bytes,
     }  # fmt: skip
+
+
+def measure_translated(p, source, z, sigma, budget):
+    """ELS's part of a row, timed once: it takes as long as all others together."""
+    x, denoiser = to_float(source.images), methods.els(source, p, budget=budget)
+    ours = fastest(lambda: denoiser(z, sigma), 1)
+    others = {
+        "loop": loop_over_translations(z, x, sigma, p, False),
+        "products": loop_over_translations(z, x, sigma, p, True),
+    }
+    return {"path": "translations", "ours": ours, **compared(others, ours)}
+
+
+def compared(others, ours):
+    """The seconds of other ways, and as multiples of ours."""
+    return others | {f"{other} / ours": seconds / ours for other, seconds in others.items()}
 
 
 def gap(answer, exact):
@@ -165,19 +207,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data(parser)
     parser.add_argument("--n", type=int, default=10_000, help="source images")
-    parser.add_argument("--dense-n", type=int, default=4_000, help="the same, for dense operators")
+    parser.add_argument("--dense-n", type=int, default=4_000, help="for dense operators and ELS")
     parser.add_argument("--b", type=int, default=8, help="noisy images")
     parser.add_argument("--sigma", type=float, nargs="+", default=[0.1, 1.0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--method", action="append", help="measure these alone")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--budget", type=int, help="bytes of working memory")
     parser.add_argument("--out", type=Path, help="CSV file to write")
-    options = parser.parse_args()
+    options = parse(parser)
 
     most = max(options.n, options.dense_n)
     data = fpmc.data.load(options.data, options.root, n_train=most, n_test=options.b)
-    many, few = Source(data.train[: options.n]), Source(data.train[: options.dense_n])
+    images = data.train.to(options.device)
+    many, few = Source(images[: options.n]), Source(images[: options.dense_n])
     pixels, one_hot = many.shape[1:], Identity(many.shape[1:])
-    local, large = discs(pixels[0], 0.1), discs(pixels[0], 0.6)
+    local, large = (discs(pixels[0], share, options.device) for share in (0.1, 0.6))
     cases = {
         "optimal": (Ones(pixels), Ones(pixels), many),
         "PSPC-Square, p = 7": (Box(pixels, 7), Box(pixels, 7), many),
@@ -189,20 +234,21 @@ def main():
         "large masks, one-hot R": (large, one_hot, few),
         "large masks, Q and R": (large, large, few),
     }
-    a, long = torch.ones(1024, 1024), torch.ones(2**23)
-    wide = a.double()
-    peaks = {
-        "float64 peak": 2 * len(a) ** 3 / fastest(lambda: wide @ wide),
-        "float32 peak": 2 * len(a) ** 3 / fastest(lambda: a @ a),
-        "copy peak": 2 * long.nbytes / fastest(lambda: long.clone()),
-    }
+    peaks = engine.measure_peaks(options.device)
+    best = {"float64 peak": peaks.flops, "float32 peak": peaks.flops32, "copy peak": peaks.bytes}
     rows = []
-    for name in options.method or cases:
-        queries, responses, source = cases[name]
+    for name in options.method or [*cases, "ELS, p = 7"]:
+        source = cases[name][2] if name in cases else few
         for sigma in options.sigma:
-            z = diffusion.add_noise(to_float(data.test), sigma, 0)
-            row = measure(options.data, name, queries, responses, source, z, sigma, options.repeats)
-            rows.append({**row, **peaks})
+            z = diffusion.add_noise(to_float(data.test), sigma, 0).to(options.device)
+            row = {"dataset": options.label, "method": name, "sigma": sigma, "seed": 0}
+            row |= {"N": len(source), "b": len(z)}
+            row |= (
+                measure(*cases[name], z, sigma, options.repeats, options.budget)
+                if name in cases
+                else measure_translated(7, source, z, sigma, options.budget)
+            )
+            rows.append({**row, **best, **gpu(options.device)})
             show([{key: value for key, value in row.items() if key != "dataset"}])
             if options.out:
                 write(options.out, rows)

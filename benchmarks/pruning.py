@@ -9,7 +9,7 @@ The error is the largest difference of any value from the answer over the whole 
 import argparse
 from pathlib import Path
 
-from common import add_data, fastest, show, write
+from common import add_data, fastest, parse, show, write
 from paths import discs
 
 import fpmc
@@ -29,7 +29,7 @@ def main():
         "--sigma", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0]
     )
     parser.add_argument("--out", type=Path, help="CSV file to write")
-    options = parser.parse_args()
+    options = parse(parser)
 
     data = fpmc.data.load(options.data, options.root, n_train=options.n, n_test=options.b)
     source = Source(data.train)
@@ -48,7 +48,7 @@ def main():
         for sigma in options.sigma:
             z = diffusion.add_noise(to_float(data.test), sigma, 0)
             result = denoiser.pruned(z, sigma, options.eps)
-            row = {"dataset": options.data, "method": name, "sigma": sigma, "seed": 0}
+            row = {"dataset": options.label, "method": name, "sigma": sigma, "seed": 0}
             row |= {"N": len(source), "b": len(z), "eps": options.eps}
             row["kept"] = result.kept.double().mean().item() / len(source)
             row["pruned"] = fastest(lambda: denoiser.pruned(z, sigma, options.eps), 1, warm=False)  # noqa: B023

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from common import add_data, fastest, show, write
+from common import add_data, fastest, parse, show, write
 
 import fpmc
 from fpmc import FPMC, Source, diffusion
@@ -44,7 +44,7 @@ def main():
     parser.add_argument("--n", type=int, default=12_500, help="source images")
     parser.add_argument("--dense-n", type=int, default=1_000, help="the same, for dense operators")
     parser.add_argument("--out", type=Path, help="CSV file to write")
-    options = parser.parse_args()
+    options = parse(parser)
 
     load = partial(fpmc.data.load, options.data, options.root)
     rows = []
@@ -64,7 +64,7 @@ def main():
             for value, size, time in zip(values, sizes, times, strict=True):
                 settings = {**fixed, name: value}
                 settings["k"] = min(settings["k"], settings["side"] ** 2)
-                row = {"dataset": options.data, "method": method, "seed": 0, **settings}
+                row = {"dataset": options.label, "method": method, "seed": 0, **settings}
                 row |= {"changed": "pixels" if name == "side" else name, "size": size}
                 rows.append({**row, "seconds": time, "exponent": exponent})
         if options.out:

@@ -112,8 +112,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--benchmark",
         action="append",
-        help="a script of benchmarks/ with its arguments, in which {device} and {n} are filled in "
-        f"(default: {engine.DEFAULT['cpu'][0]}, on cuda {engine.DEFAULT['cuda'][0]})",
+        help="a script of benchmarks/ with its arguments, in which {data}, {label}, {device}, {n} "
+        "and {budget} are filled in (default: paths.py, on cuda fused.py as well)",
     )
     return parser
 

@@ -304,7 +304,10 @@ def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_pat
     words += f"--runs {tmp_path / 'runs'} --points 3 --samples 2 --part 1 --batch 4".split()
     words += ["--sources", "els=10", "--map-images", "1", "--budget", "0.1"]
     words += ["--recipe", f'{{"images": 64, "batch": 32, "options": {options}}}']
-    words += ["--benchmark", "speed.py --n {n} --device {device}"]
+    words += [
+        "--benchmark",
+        "speed.py --data {data} --label {label} --n {n} --device {device} --budget {budget}",
+    ]
     code = f"""if True:
         import sys
         sys.modules |= dict.fromkeys(["numba", "llvmlite", "skimage", "pooch"])
@@ -332,7 +335,9 @@ def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_pat
     assert (card["label"], card["images"], card["train_images"]) == ("tiny-jpeg", 64, 40)
     maps = sensitivity.read(out / "networks" / "ddpmpp.npz")
     assert len(maps) == 4
-    assert files[out / "engine" / "speed.csv"] == b"--n 40 --device cpu\n"
+    asked = f"--data {tmp_path / 'tiny-train'} --label tiny-jpeg --n 40 --device cpu "
+    asked += "--budget 107374182\n"
+    assert files[out / "engine" / "speed.csv"].decode() == asked
     for name in results.TABLES:
         table = results.read("tiny-jpeg", name, tmp_path)
         assert {row["data"] for row in table} == {"tiny-jpeg"}

@@ -4,6 +4,7 @@ import shlex
 import subprocess
 import sys
 
+from fpmc.engine.tiling import DEFAULT_BUDGET
 from fpmc.storage import whole
 from stages.clock import Clock
 from stages.job import ROOT, Job
@@ -11,7 +12,14 @@ from stages.job import ROOT, Job
 __all__ = ["DEFAULT", "run"]
 
 FOLDER = ROOT / "benchmarks"
-DEFAULT = {"cpu": ["paths.py"], "cuda": ["fused.py --n {n}"]}
+DEFAULT = {
+    "cpu": ["paths.py"],
+    "cuda": [
+        "fused.py --data {data} --label {label} --budget {budget}",
+        "paths.py --data {data} --label {label} --device {device} --n {n} --dense-n {n} "
+        "--sigma 1 --repeats 2 --budget {budget}",
+    ],
+}
 """What runs where nothing else is asked for: scripts of the folder, and their arguments."""
 
 
@@ -21,15 +29,18 @@ def run(job: Job, clock: Clock, benchmarks: list[str]) -> None:
     Args:
         job: Where to, and on which device.
         clock: The time there is.
-        benchmarks: Scripts with their arguments, as on a command line, in which {device} and {n}
-            are the device and the number of source images.
+        benchmarks: Scripts with their arguments, as on a command line, in which {data}, {label},
+            {device}, {n} and {budget} are the dataset, what tables call it, the device, the number
+            of source images and the bytes of working memory. Where the job's data lie is added.
 
     Raises:
         FileNotFoundError: If there is no such script.
         ValueError: If a script fails.
     """
+    values = {name: getattr(job, name) for name in ("data", "label", "device")}
+    values |= {"n": len(job.source), "budget": job.budget or DEFAULT_BUDGET}
+    root = ["--root", job.root] if job.root else []
     for words in benchmarks:
-        values = {"device": job.device, "n": len(job.source)}
         script, *arguments = (word.format(**values) for word in shlex.split(words))
         path = FOLDER / script
         out = job.out / "engine" / f"{path.stem}.csv"
@@ -39,7 +50,7 @@ def run(job: Job, clock: Clock, benchmarks: list[str]) -> None:
             continue
         out.parent.mkdir(parents=True, exist_ok=True)
         with clock.unit("engine"), whole(out) as beside:
-            command = [sys.executable, str(path), *arguments, "--out", str(beside)]
+            command = [sys.executable, str(path), *arguments, *root, "--out", str(beside)]
             code = subprocess.run(command).returncode
             if code:
                 raise ValueError(f"{shlex.join(command)}: ended with status {code}")
