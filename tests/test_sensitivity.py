@@ -190,7 +190,7 @@ class TestFiles:
         with pytest.raises(FileNotFoundError):
             sensitivity.read(tmp_path / "missing.npz")
 
-    @pytest.mark.parametrize("name", sorted({*networks.SHIPPED} - {"photos32/ncsnpp"}))
+    @pytest.mark.parametrize("name", networks.SHIPPED)
     def test_shipped_maps_are_those_of_the_sampler_s_levels(self, name):
         maps, (_, h, w) = sensitivity.load(name), networks.load(name).shape
         assert list(maps) == pytest.approx(edm_sigmas(18).tolist())

@@ -20,7 +20,7 @@ def load(network: str) -> dict[float, Float[Tensor, "k h w"]]:
     """The shipped maps of a shipped network at the sampler's 18 noise levels, {sigma: maps}.
 
     Args:
-        network: A name in :data:`fpmc.networks.SHIPPED`, but for "photos32/ncsnpp".
+        network: A name in :data:`fpmc.networks.SHIPPED`.
 
     Raises:
         ValueError: If no maps are shipped for it.
