@@ -12,10 +12,12 @@ from torch import Tensor
 
 from fpmc.metrics import Estimate
 
-__all__ = ["FOLDER", "images", "measurements", "read", "stored"]
+__all__ = ["FOLDER", "MEASURES", "images", "measurements", "per_sample", "read", "stored"]
 
 FOLDER = Path(__file__).parents[1] / "results"
 TABLES = ("copies", "denoising", "maps", "samples", "schedules", "worth")
+MEASURES = ("mse", "r2", "nearest")
+"""What is measured of every sample: error and r² to the reference's, distance to the source."""
 TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command")
 TEXT += ("device", "precision", "version", "torch", "code", "date")
 
@@ -66,6 +68,23 @@ def images(data: str, root: str | os.PathLike | None = None) -> dict[str, Float[
             return {name: torch.from_numpy(file[name]).float() / 127.5 - 1 for name in file.files}
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(f"{path}: not a file of samples ({error})") from error
+
+
+def per_sample(
+    data: str, root: str | os.PathLike | None = None
+) -> dict[str, dict[str, Float[Tensor, " n"]]]:
+    """What was measured of every sample, {"method, schedule": {measure: values}}.
+
+    The measures are :data:`MEASURES`. The i-th samples of all methods start from the same noise, so
+    differences can be taken sample by sample. Arguments and errors as in :func:`read`.
+    """
+    path = _path(data, "each.npz", root)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            columns = {name: torch.from_numpy(file[name]).unbind(1) for name in file.files}
+        return {name: dict(zip(MEASURES, values, strict=True)) for name, values in columns.items()}
+    except (ValueError, OSError, KeyError, IndexError) as error:
+        raise ValueError(f"{path}: not a file of samples' measures ({error})") from error
 
 
 def measurements(

@@ -97,7 +97,15 @@ def test_the_stages_compute_every_row_once_and_the_tables_can_be_read(job, tmp_p
     assert {row["n_source"] for row in denoised if row["method"] == "els"} == {50}
     drawn = results.images("digits", tmp_path)
     assert drawn["pspc_square, found"].shape == (2, 1, 8, 8)
-    assert len(results.read("digits", "samples", tmp_path)) == 1 + 10
+    rows = results.read("digits", "samples", tmp_path)
+    assert len(rows) == 1 + 10
+    singly = results.per_sample("digits", tmp_path)
+    for row in rows:
+        one = singly[", ".join(filter(None, (row["method"], row["schedule"])))]
+        assert one["mse"].shape == (2,)
+        assert row["mse"] == pytest.approx(one["mse"].mean().item(), rel=1e-4)
+        assert row["r2"] == pytest.approx(one["r2"].mean().item(), rel=1e-4)
+        assert row["nearest"] == pytest.approx(one["nearest"].quantile(0.5).item(), rel=1e-3)
     worth = results.read("digits", "worth", tmp_path)
     assert len(worth) == 2 * 10
     assert isinstance(worth[0]["wiener"], Estimate)
@@ -438,6 +446,11 @@ def test_a_missing_or_foreign_table_is_an_error(tmp_path):
     (tmp_path / "digits" / "samples.npz").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a file of samples"):
         results.images("digits", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"compute\.py --data digits computes it"):
+        results.per_sample("digits", tmp_path)
+    np.savez(tmp_path / "digits" / "each.npz", optimal=np.zeros((4, 2)))
+    with pytest.raises(ValueError, match="not a file of samples' measures"):
+        results.per_sample("digits", tmp_path)
 
 
 class TestMeasurements:

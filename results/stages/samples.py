@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fpmc import diffusion, metrics
+from fpmc.results import MEASURES
 from fpmc.source import to_uint8
 from fpmc.storage import whole
 from stages import contest, schedules
@@ -24,8 +25,6 @@ KEPT = 12
 """Samples of each method that are kept as images."""
 COPY = 0.01
 """Distance to a training image, root mean square, below which a sample is a copy of it."""
-EACH = ("mse", "r2", "nearest")
-"""What is kept of every sample, in this order."""
 
 
 def run(job: Job, clock: Clock) -> None:
@@ -61,11 +60,11 @@ def _each(
     target: Float[Tensor, "n c h w"],
     clock: Clock,
 ) -> Float[Tensor, "n 3"]:
-    """What :data:`EACH` names, of every sample; those that are in the file are taken from it."""
+    """What :data:`MEASURES` names, of every sample; what is in the file is taken from it."""
     path, size = job.out / "each.npz", job.part or len(start)
     each = _kept(path).get(name)
     if each is None or len(each) != len(start):
-        each = np.full((len(start), len(EACH)), np.nan)
+        each = np.full((len(start), len(MEASURES)), np.nan)
     for begin in range(0, len(start), size):
         part = slice(begin, begin + size)
         if np.isfinite(each[part]).all():
