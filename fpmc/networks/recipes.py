@@ -62,8 +62,8 @@ TOKENS = {"patch": 2, "width": 96, "depth": 5, "heads": 4, "dropout": 0.1}
 MEANS = {"batch": 256, "target": "posterior", "draws": (-0.6, 1.4)}
 """Large batches of posterior means, with many draws at high noise: short training on a GPU."""
 
-HIGH = {"target": "posterior", "levels": (0.6, 1.4), "draws": (0.6, 1.4), "rate": 3e-3}
-"""Posterior means in small batches, and a loss with more weight on high noise: short training on a
+HIGH = {"batch": 64, "rate": 3e-3, "target": "posterior", "levels": (0.6, 1.4), "draws": (0.6, 1.4)}
+"""Small batches of posterior means, and a loss with more weight on high noise: short training on a
 CPU."""
 
 OTHER = {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000}
@@ -71,8 +71,7 @@ OTHER = {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000}
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": HIGH
-    | {"unet": TINY, "dit": TOKENS | {"dropout": 0.0}}
-    | {"images": 450_000, "batch": 64, "flips": False},
+    | {"unet": TINY, "dit": TOKENS | {"dropout": 0.0}, "images": 450_000, "flips": False},
     "photos": OTHER | {"unet": SMALL, "images": 600_000},
     "photos32": OTHER | MEANS | {"images": 550_000},
     "cifar10": OTHER | MEANS,

@@ -2,6 +2,8 @@
 
     python -m fpmc.networks.train --data photos --arch ddpmpp
 
+What is left out is taken from the data's recipe, see :mod:`fpmc.networks.recipes`.
+
 Source of the loss and its settings: Karras et al. (2022), table 1, column "Ours".
 """
 
@@ -502,12 +504,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--root", help="where datasets lie (default: FPMC_DATA, or ~/.cache/fpmc)")
     add("--images", type=int, help="budget in images")
     add("--minutes", type=float, help="budget in minutes")
-    add("--batch", type=int, help="images per step (default: 128)")
-    add("--rate", type=float, help="highest learning rate (default: 0.001)")
+    add("--batch", type=int, help="images per step")
+    add("--rate", type=float, help="highest learning rate")
     add("--flips", action=argparse.BooleanOptionalAction, help="mirror images at random")
-    add("--target", choices=["image", "posterior"], help="what is taught (default: the image)")
-    add("--levels", type=float, nargs=2, help="mean and deviation of ln σ in the loss (-1.2 1.2)")
-    add("--draws", type=float, nargs="*", help="of weighted draws; nothing: the loss's own")
+    add("--target", choices=["image", "posterior"], help="what is taught")
+    add("--levels", type=float, nargs=2, help="mean and deviation of ln σ in the loss")
+    add("--draws", type=float, nargs="*", help="the same, of weighted draws; no number: the loss's")
     add("--start", help="a network whose weights the training starts from")
     add("--seed", type=int, help="seed of weights, order and noise (default: 0)")
     add("--options", type=json.loads, help='of the architecture, as JSON: {"channels": 64}')
