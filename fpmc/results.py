@@ -12,7 +12,16 @@ from torch import Tensor
 
 from fpmc.metrics import Estimate
 
-__all__ = ["FOLDER", "MEASURES", "images", "measurements", "per_sample", "read", "stored"]
+__all__ = [
+    "FOLDER",
+    "MEASURES",
+    "contestant",
+    "images",
+    "measurements",
+    "per_sample",
+    "read",
+    "stored",
+]
 
 FOLDER = Path(__file__).parents[1] / "results"
 TABLES = ("copies", "denoising", "maps", "samples", "schedules", "worth")
@@ -57,8 +66,13 @@ def read(
         raise ValueError(f"{path}: not a table of results ({error})") from error
 
 
+def contestant(method: str, schedule: str) -> str:
+    """What a method is called by its schedule: "method, schedule", or "method" if it has none."""
+    return f"{method}, {schedule}" if schedule else method
+
+
 def images(data: str, root: str | os.PathLike | None = None) -> dict[str, Float[Tensor, "m c h w"]]:
-    """A few stored samples of every method, in [-1, 1], {"method, schedule": images}.
+    """A few stored samples of every method, in [-1, 1], {:func:`contestant`: images}.
 
     Arguments and errors as in :func:`read`.
     """
@@ -73,7 +87,7 @@ def images(data: str, root: str | os.PathLike | None = None) -> dict[str, Float[
 def per_sample(
     data: str, root: str | os.PathLike | None = None
 ) -> dict[str, dict[str, Float[Tensor, " n"]]]:
-    """What was measured of every sample, {"method, schedule": {measure: values}}.
+    """What was measured of every sample, {:func:`contestant`: {measure: values}}.
 
     The measures are :data:`MEASURES`. The i-th samples of all methods start from the same noise, so
     differences can be taken sample by sample. Arguments and errors as in :func:`read`.

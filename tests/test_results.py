@@ -101,7 +101,7 @@ def test_the_stages_compute_every_row_once_and_the_tables_can_be_read(job, tmp_p
     assert len(rows) == 1 + 10
     singly = results.per_sample("digits", tmp_path)
     for row in rows:
-        one = singly[", ".join(filter(None, (row["method"], row["schedule"])))]
+        one = singly[results.contestant(row["method"], row["schedule"])]
         assert one["mse"].shape == (2,)
         assert row["mse"] == pytest.approx(one["mse"].mean().item(), rel=1e-4)
         assert row["r2"] == pytest.approx(one["r2"].mean().item(), rel=1e-4)

@@ -25,6 +25,7 @@ class Recipe:
         minutes: Budget in minutes; 0 if it is in images alone.
         batch: Images per step.
         rate: Highest learning rate; it rises linearly, then falls to 0 as a cosine.
+        optimizer: "adam", or "muon" for matrices and convolutions, with Adam for the rest.
         flips: Whether every image is mirrored with probability ½.
         target: What the network is taught to answer to z: the clean "image", or the training
             set's "posterior" mean given z, which has the same gradient in expectation and less
@@ -46,6 +47,7 @@ class Recipe:
     minutes: float = 0.0
     batch: int = 128
     rate: float = 1e-3
+    optimizer: str = "adam"
     flips: bool = True
     target: str = "image"
     levels: tuple[float, ...] = LEVELS
@@ -109,6 +111,7 @@ def command(recipe: Recipe) -> str:
     for name in ("images", "minutes", "batch", "rate", "seed"):
         if getattr(recipe, name) or name == "seed":
             words += [f"--{name}", str(getattr(recipe, name))]
+    words += ["--optimizer", recipe.optimizer]
     words += ["--flips" if recipe.flips else "--no-flips"]
     words += ["--target", recipe.target]
     words += ["--levels", *map(str, recipe.levels)]

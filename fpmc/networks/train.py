@@ -35,6 +35,7 @@ from fpmc.checks import as_whole_number
 from fpmc.networks.architectures import ARCHITECTURES, build
 from fpmc.networks.checkpoints import save
 from fpmc.networks.loading import card, load
+from fpmc.networks.optimizers import OPTIMIZERS, optimizer
 from fpmc.networks.preconditioning import Preconditioned
 from fpmc.networks.recipes import LEVELS, Recipe, command, recipe
 from fpmc.source import to_float
@@ -148,9 +149,9 @@ def train(
     Raises:
         TimeoutError: If the limit came before the end of the budget; the same call goes on.
         FloatingPointError: If the loss is not finite; the last saved state is kept.
-        ValueError: If the recipe has no budget, or a target, levels or draws that do not exist,
-            there is no such precision, the batch cannot be shared between the processes, ``out``
-            holds another recipe's run, or its state cannot be read.
+        ValueError: If the recipe has no budget, or an optimizer, a target, levels or draws that do
+            not exist, there is no such precision, the batch cannot be shared between the processes,
+            ``out`` holds another recipe's run, or its state cannot be read.
     """
     if recipe.images <= 0 and recipe.minutes <= 0:
         raise ValueError("recipe: got no budget, wanted images or minutes above 0")
@@ -193,7 +194,7 @@ class _Run:
         self.loss = _Loss(self.network)
         if world > 1:
             self.loss = DistributedDataParallel(self.loss)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.rate)
+        self.optimizer = optimizer(recipe.optimizer, self.network, recipe.rate)
         self.step, self.seconds, self.rows = 0, 0.0, []
         self.timed = bool(recipe.minutes)
         self.pending: list[Tensor] = []
@@ -506,6 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--minutes", type=float, help="budget in minutes")
     add("--batch", type=int, help="images per step")
     add("--rate", type=float, help="highest learning rate")
+    add("--optimizer", choices=list(OPTIMIZERS), help="adam, or muon for the matrices")
     add("--flips", action=argparse.BooleanOptionalAction, help="mirror images at random")
     add("--target", choices=["image", "posterior"], help="what is taught")
     add("--levels", type=float, nargs=2, help="mean and deviation of ln σ in the loss")
