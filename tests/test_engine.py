@@ -190,6 +190,19 @@ def test_gradients_pass_through_what_made_the_matrix():
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("power", [1, 2])
+def test_the_gradient_of_a_gradient_is_an_error_and_not_a_wrong_number(structure, power):
+    """Whether the loss is linear in the answer, so that its gradient is a constant, or not."""
+    queries, responses = collections((1, 4, 4), 0)[structure]
+    source = Source(images(6, (1, 4, 4), 0))
+    z = noisy(2, source, 0.7, 0).requires_grad_()
+    loss = FPMC(queries, responses, source)(z, 0.7).pow(power).sum()
+    (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(gradient.square().sum(), z)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("b", [16, 150])
 def test_memory_stays_below_the_budget_for_ten_times_the_source(structure, b):
     """Inputs, result and gradients not counted, in both directions."""

@@ -5,7 +5,6 @@ from abc import ABC, abstractmethod
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fpmc.operators import Dense, Operator
 
@@ -51,7 +50,7 @@ def differentiable(
         path: What computes the answer from z, and the gradients from it.
 
     Returns:
-        x̂ with z's shape, type and device. Differentiable in reverse mode, not by ``torch.func``.
+        x̂ with z's shape, type and device. Differentiable once, by reverse mode, not by torch.func.
     """
     matrices = (op.matrix if isinstance(op, Dense) else None for op in (queries, responses))
     return _Collection.apply(z, *matrices, path)
@@ -66,16 +65,33 @@ class _Collection(torch.autograd.Function):
         return x_hat
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient):
-        z, x_hat, *matrices = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        return *_Gradients.apply(*ctx.saved_tensors, gradient, ctx.path, wanted), None
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients of an answer, as a node too: to differentiate them is an error.
+
+    Outside the graph they would be taken for constants, and second derivatives lack a term.
+    """
+
+    @staticmethod
+    def forward(ctx, z, x_hat, q_matrix, r_matrix, gradient, path, wanted):
+        matrices = q_matrix, r_matrix
         sums = [
-            torch.zeros_like(matrix, dtype=torch.float64) if wanted else None
-            for matrix, wanted in zip(matrices, ctx.needs_input_grad[1:3], strict=True)
+            torch.zeros_like(matrix, dtype=torch.float64) if want else None
+            for matrix, want in zip(matrices, wanted[1:], strict=True)
         ]
-        to_z = ctx.path.pull(z, x_hat, gradient, *sums)
+        to_z = path.pull(z.detach(), x_hat.detach(), gradient.detach(), *sums)
         to_q, to_r = (
             None if total is None else total.to(matrix)
             for total, matrix in zip(sums, matrices, strict=True)
         )
-        return (to_z if ctx.needs_input_grad[0] else None), to_q, to_r, None
+        return (to_z if wanted[0] else None), to_q, to_r
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise RuntimeError(
+            "an FPMC has first derivatives only: got a call for the gradient of its gradient"
+        )
