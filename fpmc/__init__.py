@@ -12,9 +12,16 @@ A collection is two non-negative linear operators Q and R and a source of images
 n is done, and :mod:`fpmc.methods` the papers' denoisers, each a choice of Q, R and source.
 """
 
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from fpmc import data, diffusion, methods, metrics, networks, operators, sensitivity
 from fpmc.collection import FPMC, Posterior
 from fpmc.source import Source
+
+if TYPE_CHECKING:
+    from fpmc import plotting
 
 __version__ = "0.1.0"
 
@@ -28,5 +35,13 @@ __all__ = [
     "metrics",
     "networks",
     "operators",
+    "plotting",
     "sensitivity",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """:mod:`fpmc.plotting`, whose Matplotlib is imported when it is asked for."""
+    if name != "plotting":
+        raise AttributeError(f"module 'fpmc' has no attribute {name!r}")
+    return import_module("fpmc.plotting")

@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_fraction", "as_generator", "as_images", "as_noise_level", "as_whole_number"]
+__all__ = [
+    "as_device",
+    "as_fraction",
+    "as_generator",
+    "as_images",
+    "as_noise_level",
+    "as_whole_number",
+]
 
 EXTREME = 1e100
 """Larger values, and noise levels below its inverse, overflow when they are squared."""
@@ -25,12 +32,18 @@ def as_noise_level(sigma: Any, name: str = "sigma") -> float:
 
     Raises:
         TypeError: If it is not a number.
-        ValueError: If it holds more than one number, or one outside the range.
+        ValueError: If it holds more than one number, or one outside the range, or is a tensor that
+            requires gradients.
     """
     if isinstance(sigma, Tensor | np.ndarray):
         if math.prod(sigma.shape) != 1:
             raise ValueError(
                 f"{name}: got shape {tuple(sigma.shape)}, wanted one noise level per call"
+            )
+        if isinstance(sigma, Tensor) and sigma.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name}: got a tensor that requires gradients, wanted a number: nothing is "
+                "differentiated with respect to it"
             )
         sigma = sigma.item()
     if isinstance(sigma, bool) or not isinstance(sigma, Real):
@@ -107,6 +120,21 @@ def as_images(images: Any, name: str, shape: tuple[int, ...] | None = None) -> T
     if not (low >= -EXTREME and high <= EXTREME):
         raise ValueError(f"{name}: got NaN or infinite values, wanted finite ones")
     return images
+
+
+def as_device(device: str | torch.device, name: str = "device") -> torch.device:
+    """Return a device that there is.
+
+    Raises:
+        ValueError: If PyTorch knows none of that name, or this machine or build has none.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name}: got {device!r}, which cannot be used ({reason})") from error
+    return found
 
 
 def as_generator(seed: int | torch.Generator) -> torch.Generator:

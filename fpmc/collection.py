@@ -12,6 +12,7 @@ Source: Niedoba et al. (2026), equations (7) to (10).
 
 from collections.abc import Callable, Mapping
 from copy import copy
+from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,8 +20,9 @@ from torch import Tensor
 from fpmc import engine
 from fpmc.checks import as_images, as_noise_level, as_whole_number
 from fpmc.engine import streaming
-from fpmc.levels import nearest_level
-from fpmc.operators import Operator
+from fpmc.engine.apart import constant
+from fpmc.levels import Constant, nearest_level
+from fpmc.operators import Dense, Operator, as_pair
 from fpmc.source import Source, as_source
 
 __all__ = ["FPMC", "Posterior"]
@@ -83,16 +85,7 @@ class FPMC:
         """Q and R at a noise level σ > 0."""
         sigma = as_noise_level(sigma)
         queries, responses = self._queries(sigma), self._responses(sigma)
-        for name, op in (("queries", queries), ("responses", responses)):
-            if not (isinstance(op, Operator) and op.fits(self.source.shape)):
-                raise ValueError(
-                    f"{name}: got {op!r}, wanted an operator on images of shape {self.source.shape}"
-                )
-        if queries.k != responses.k:
-            raise ValueError(
-                f"responses: got {responses.k} estimators, wanted {queries.k}, as many as queries"
-            )
-        return queries, responses
+        return as_pair(queries, responses, self.source.shape)
 
     def __call__(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
         """The denoised images x̂ = D(z, σ).
@@ -130,14 +123,16 @@ class FPMC:
         Returns:
             ``x_hat``; ``bound``, how far any value of it may be from the answer of a call; and
             ``kept``, the number of source images summed over, each for every noisy image. Not
-            differentiable.
+            differentiable: a call for the gradient of ``x_hat`` is an error.
 
         Raises:
             TypeError: As in a call, or if eps is not a number.
             ValueError: As in a call, or if eps lies outside its range.
         """
         arguments = self._checked(z, sigma)
-        return engine.denoise_pruned(*arguments, self.source, eps, self.budget)
+        pruned = engine.denoise_pruned(*arguments, self.source, eps, self.budget)
+        inputs = (arguments[0], *_matrices(*arguments[2:]))
+        return replace(pruned, x_hat=constant(pruned.x_hat, "a pruned answer", *inputs))
 
     def posterior(self, z: Float[Tensor, "b c h w"], sigma: float) -> "Posterior":
         """The filtered posteriors of (9) behind an answer. Arguments and errors as in a call."""
@@ -164,7 +159,8 @@ class Posterior:
     """K filtered posteriors over a source, for each of b noisy images.
 
     Made by :meth:`FPMC.posterior`. What is asked for is computed then; ``weights`` and ``mean()``
-    are as large as their shapes say, so ask for few noisy images at a time. Not differentiable.
+    are as large as their shapes say, so ask for few noisy images at a time. Not differentiable:
+    a call for a gradient is an error.
     """
 
     def __init__(self, z: Tensor, sigma: float, queries: Operator, source: Source, budget=None):
@@ -173,11 +169,11 @@ class Posterior:
     @property
     def weights(self) -> Float[Tensor, "b k n"]:
         """w_kn = p(x_n | z; q_k, S), equation (9): shape (b, k, n), each row sums to 1."""
-        return streaming.posterior_weights(*self._arguments)
+        return self._constant(streaming.posterior_weights(*self._arguments))
 
     def mean(self) -> Float[Tensor, "b k c h w"]:
         """The filtered posterior means D_{q_k,S}(z) of (7): shape (b, k, c, h, w)."""
-        return streaming.posterior_means(*self._arguments)
+        return self._constant(streaming.posterior_means(*self._arguments))
 
     def effective_number(self) -> Float[Tensor, "b k"]:
         r"""How many source images each posterior spreads over, :math:`1/\sum_n w_{kn}^2`.
@@ -185,12 +181,21 @@ class Posterior:
         Shape (b, k), from 1 (one image has all the weight) to N (all have the same): the effective
         sample size of importance sampling (Kish, 1965).
         """
-        return streaming.effective_number(*self._arguments)
+        return self._constant(streaming.effective_number(*self._arguments))
+
+    def _constant(self, value: Tensor) -> Tensor:
+        z, _, queries, *_ = self._arguments
+        return constant(value, "a posterior", z, *_matrices(queries))
+
+
+def _matrices(*operators: Operator) -> list[Tensor]:
+    """The matrices that may require gradients."""
+    return [op.matrix for op in operators if isinstance(op, Dense)]
 
 
 def _by_level(operators: Operators, name: str) -> Callable[[float], Operator]:
     if isinstance(operators, Operator):
-        return lambda sigma: operators
+        return Constant(operators)
     if isinstance(operators, Mapping):
         return nearest_level(operators, name)
     if callable(operators):

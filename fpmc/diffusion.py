@@ -81,12 +81,14 @@ def add_noise(
 
     Raises:
         TypeError: If x is not a floating-point tensor, or the seed neither seed nor generator.
-        ValueError: If x has a wrong shape or NaN, or sigma is not positive.
+        ValueError: If x has a wrong shape or NaN, or sigma is not positive, or too large for x's
+            type.
     """
     x = as_images(x, "x")
     generator = as_generator(seed)
+    sigma = _as_scale(sigma, "sigma", x.dtype)
     noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device)
-    return x + as_noise_level(sigma) * noise.to(x.device)
+    return x + sigma * noise.to(x.device)
 
 
 def initial_noise(
@@ -102,14 +104,15 @@ def initial_noise(
 
     Raises:
         TypeError: If n or the seed is of another type.
-        ValueError: If n, the shape or sigma_max is not positive.
+        ValueError: If n, the shape or sigma_max is not positive, or it is too large for float32.
     """
     generator = as_generator(seed)
     if not isinstance(shape, tuple | list | torch.Size) or len(shape) != 3:
         raise ValueError(f"shape: got {shape!r}, wanted (c, h, w)")
     size = [as_whole_number(n, "n", 1), *(as_whole_number(s, "shape", 1) for s in shape)]
+    sigma_max = _as_scale(sigma_max, "sigma_max", torch.float32)
     noise = torch.randn(size, generator=generator, device=generator.device, dtype=torch.float32)
-    return as_noise_level(sigma_max, "sigma_max") * noise
+    return sigma_max * noise
 
 
 def score(
@@ -212,6 +215,14 @@ def sample(
     """
     *_, end = steps(denoiser, z, sigmas, progress=progress)
     return end.z
+
+
+def _as_scale(sigma: float, name: str, dtype: torch.dtype) -> float:
+    """A noise level whose normal noise is finite in a type."""
+    sigma, most = as_noise_level(sigma, name), torch.finfo(dtype).max / 16
+    if sigma > most:
+        raise ValueError(f"{name}: got {sigma:g}, wanted at most {most:.2g} for noise in {dtype}")
+    return sigma
 
 
 def _as_levels(sigmas: Sequence[float] | Tensor) -> list[float]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fpmc.checks import as_images, as_noise_level, as_whole_number
 from fpmc.engine import translations
+from fpmc.engine.apart import constant
 from fpmc.source import Source, as_source
 
 __all__ = ["Equivariant"]
@@ -62,7 +63,8 @@ class Equivariant:
             sigma: The noise level σ > 0, one for the whole batch.
 
         Returns:
-            x̂ in [-1, 1], with z's shape, type and device. Not differentiable.
+            x̂ in [-1, 1], with z's shape, type and device. Not differentiable: a call for
+            its gradient is an error.
 
         Raises:
             TypeError: If z is not a floating-point tensor, or sigma not a number.
@@ -72,6 +74,8 @@ class Equivariant:
         sigma = as_noise_level(sigma)
         z = as_images(z, "z", self.source.shape)
         if self._patch_sizes is None:
-            return translations.denoise_cyclic(z, sigma, self.source, self.budget)
-        p = as_whole_number(self._patch_sizes(sigma), "patch_sizes", 1, min(z.shape[2:]))
-        return translations.denoise_patches(z, sigma, p, self.source, self.budget)
+            x_hat = translations.denoise_cyclic(z, sigma, self.source, self.budget)
+        else:
+            p = as_whole_number(self._patch_sizes(sigma), "patch_sizes", 1, min(z.shape[2:]))
+            x_hat = translations.denoise_patches(z, sigma, p, self.source, self.budget)
+        return constant(x_hat, "a collection over translations", z)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fpmc.checks import as_whole_number
 
-__all__ = ["Box", "Dense", "Identity", "Ones", "Operator", "Windowed"]
+__all__ = ["Box", "Dense", "Identity", "Ones", "Operator", "Windowed", "as_pair"]
 
 GROUP = 64
 """Neighbouring estimators that share a window: as many as a matrix product needs to run fast."""
@@ -286,6 +286,23 @@ class Windowed(Operator):
         for (rows, columns), block in self.blocks:
             result[columns].addmm_(block.T.to(flat), flat[rows])
         return result.view(*self.shape, *b.shape[1:])
+
+
+def as_pair(queries: Any, responses: Any, shape: tuple[int, int, int]) -> tuple[Operator, Operator]:
+    """Return Q and R.
+
+    Raises:
+        ValueError: If one is no operator on images of this (c, h, w), or they differ in their
+            number of estimators.
+    """
+    for name, op in (("queries", queries), ("responses", responses)):
+        if not (isinstance(op, Operator) and op.fits(shape)):
+            raise ValueError(f"{name}: got {op!r}, wanted an operator on images of shape {shape}")
+    if queries.k != responses.k:
+        raise ValueError(
+            f"responses: got {responses.k} estimators, wanted {queries.k}, as many as queries"
+        )
+    return queries, responses
 
 
 def _windows(matrix: Float[Tensor, "k c p"]) -> list[Window]:

@@ -12,15 +12,37 @@ from fpmc.checks import as_images
 
 __all__ = ["Source", "as_source", "to_float", "to_uint8"]
 
+CHANNELS = (1, 3, 4)
+"""Numbers of channels that images are usually stored with."""
+
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Map pixel values 0 … 255 to [-1, 1]: u ↦ u / 127.5 − 1. Any shape; uint8 to ``dtype``."""
+    """Map pixel values 0 … 255 to [-1, 1]: u ↦ u / 127.5 − 1. Any shape; uint8 to ``dtype``.
+
+    Raises:
+        TypeError: If they are not a tensor of uint8.
+    """
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        raise TypeError(f"images: got {_kind(images)}, wanted a tensor of uint8 pixel values")
     return images.to(dtype) / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Map [-1, 1] to the nearest pixel value 0 … 255, clamping what lies outside. Any shape."""
+    """Map [-1, 1] to the nearest pixel value 0 … 255, clamping what lies outside. Any shape.
+
+    Raises:
+        TypeError: If they are not a floating-point tensor.
+        ValueError: If they hold NaN.
+    """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        raise TypeError(f"images: got {_kind(images)}, wanted a floating-point tensor")
+    if images.isnan().any():
+        raise ValueError("images: got NaN, wanted numbers")
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _kind(images: Any) -> str:
+    return str(images.dtype) if isinstance(images, Tensor) else type(images).__name__
 
 
 class Source:
@@ -37,8 +59,8 @@ class Source:
 
     Raises:
         TypeError: If the images are neither uint8 nor floating-point.
-        ValueError: If there are none, their shape or range is wrong, they hold NaN, or a weight
-            is not positive.
+        ValueError: If there are none, their shape or range is wrong or their channels come last,
+            they hold NaN, or a weight is not positive.
 
     Source: S in Niedoba et al. (2026), equation (9).
     """
@@ -46,6 +68,10 @@ class Source:
     def __init__(self, images: Any, weights: Any = None):
         if isinstance(images, np.ndarray):
             images = _from_numpy(images)
+        elif not isinstance(images, Tensor):
+            raise TypeError(
+                f"images: got {type(images).__name__}, wanted a tensor or array (n, c, h, w)"
+            )
         if isinstance(images, Tensor) and images.dtype == torch.uint8:
             if images.ndim != 4 or 0 in images.shape:
                 raise ValueError(
@@ -59,9 +85,16 @@ class Source:
             low, high = as_images(images, "images").aminmax()
             if low < -1 or high > 1:
                 raise ValueError(
-                    f"images: got floating-point values from {low:.4g} to {high:.4g}, wanted them "
-                    "in [-1, 1]; pass pixel values as uint8, and clamp what a network produced"
+                    f"images: got floating-point values from {low.item()!r} to {high.item()!r}, "
+                    "wanted them in [-1, 1]; pass pixel values as uint8, and clamp what a network "
+                    "or a sampler produced"
                 )
+        n, c, h, w = images.shape
+        if c == h > w and w in CHANNELS and c not in CHANNELS:
+            raise ValueError(
+                f"images: got shape {(n, c, h, w)}, which looks like (n, h, w, c), wanted "
+                "(n, c, h, w): move the last axis with images.movedim(-1, 1)"
+            )
         self.images = images
         self.log_weights = None if weights is None else _log_weights(weights, len(images))
 

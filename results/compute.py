@@ -32,6 +32,7 @@ from stages.clock import Clock, OutOfTimeError
 from stages.job import SMALL, Job
 
 from fpmc import networks
+from fpmc.checks import as_device
 from fpmc.engine import as_precision
 
 HERE = Path(__file__).parent
@@ -124,6 +125,7 @@ def job_of(given: argparse.Namespace) -> Job:
     Raises:
         ValueError: If an argument cannot be read.
     """
+    as_device(given.device)
     label, on_cuda = given.label or Path(given.data).stem, given.device.startswith("cuda")
     if as_precision(given.precision) in ("tf32", "bf16") and not on_cuda:
         raise ValueError(f"precision: got {given.precision!r} on {given.device}, wanted cuda")

@@ -49,11 +49,19 @@ def test_embedded_datasets_have_their_documented_sizes(name, shape, n_train, n_t
 
 
 @pytest.mark.parametrize("name", ["digits", "photos"])
-def test_the_seed_decides_the_split(name):
+def test_the_seed_decides_which_images_are_taken(name):
     first, again, other = (load(name, n_train=200, n_test=50, seed=s) for s in (0, 0, 1))
     assert torch.equal(first.train, again.train)
     assert torch.equal(first.test, again.test)
     assert not torch.equal(first.train, other.train)
+
+
+def test_no_seed_holds_out_an_image_that_another_trains_on():
+    trained = load("digits").train.flatten(1)
+    assert torch.equal(load("digits", seed=7).test, load("digits").test)
+    for n_test in (40, None):
+        held_out = load("digits", n_train=200, n_test=n_test, seed=7).test.flatten(1)
+        assert len(torch.cat([trained, held_out]).unique(dim=0)) == 1_500 + len(held_out)
 
 
 def test_a_longer_draw_begins_with_the_shorter_one():
@@ -116,7 +124,51 @@ def test_an_archive_without_a_test_set_holds_out_a_tenth(tmp_path):
     assert len(dataset.test) == 4
     together = torch.cat([dataset.train, dataset.test]).flatten(1)
     assert len(together.unique(dim=0)) == 40
-    assert not torch.equal(dataset.test, load(path, seed=1).test)
+    assert torch.equal(dataset.test, load(path, seed=1).test)
+    few = load(write_archive(tmp_path / "few.zip", random_images(4, (4, 4, 3))))
+    assert (len(few.train), len(few.test)) == (3, 1)
+
+
+@pytest.mark.parametrize("suffix", ["webp", "bmp", "tiff"])
+def test_other_kinds_of_images_are_read_too(tmp_path, suffix):
+    options = {"webp": {"lossless": True}}.get(suffix, {})
+    array = random_images(1, (4, 4, 3))[0]
+    Image.fromarray(array).save(tmp_path / f"image.{suffix}", **options)
+    assert torch.equal(load(tmp_path, n_test=0).train[0], torch.from_numpy(array).permute(2, 0, 1))
+
+
+def test_a_file_of_several_pages_is_an_error(tmp_path):
+    pages = [Image.fromarray(array) for array in random_images(2, (4, 4, 3))]
+    pages[0].save(tmp_path / "pages.tiff", save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match=r"pages\.tiff: got 2 pages, wanted one image per file"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["cats.zip", "cats"])
+def test_folders_called_train_and_test_are_two_parts(tmp_path, kind):
+    write_archive(tmp_path / "cats" / "train", random_images(20, (4, 4, 3)))
+    write_archive(tmp_path / "cats" / "test", random_images(7, (4, 4, 3), 1))
+    if kind == "cats.zip":
+        with zipfile.ZipFile(tmp_path / kind, "w") as archive:
+            for file in (tmp_path / "cats").rglob("*.*"):
+                archive.write(file, file.relative_to(tmp_path / "cats"))
+    dataset = load(tmp_path / kind)
+    assert (len(dataset.train), len(dataset.test)) == (20, 7)
+    expected = random_images(7, (4, 4, 3), 1).transpose(0, 3, 1, 2)
+    assert torch.equal(dataset.test, torch.from_numpy(expected.copy()))
+
+
+def test_images_beside_train_and_test_are_an_error(tmp_path):
+    for part in ("train", "test", "val"):
+        write_archive(tmp_path / part, random_images(3, (4, 4, 3)))
+    with pytest.raises(ValueError, match="got images in train, test and val, wanted the first two"):
+        load(tmp_path)
+
+
+def test_a_dot_in_a_folder_s_name_does_not_hide_its_twin(tmp_path):
+    write_archive(tmp_path / "cats.v2-train", random_images(20, (4, 4, 3)))
+    write_archive(tmp_path / "cats.v2-test", random_images(7, (4, 4, 3), 1))
+    assert len(load(tmp_path / "cats.v2-train").test) == 7
 
 
 def test_a_train_archive_brings_its_test_twin(tmp_path):

@@ -142,3 +142,11 @@ def test_bad_input_is_named(call, error, says):
     with pytest.raises(error) as caught:
         call()
     assert says in str(caught.value)
+
+
+def test_noise_that_a_type_cannot_hold_is_an_error():
+    with pytest.raises(ValueError, match=r"sigma: got 1e\+39, wanted at most 2\.1e\+37"):
+        diffusion.add_noise(torch.zeros(1, 1, 2, 2), 1e39, 0)
+    with pytest.raises(ValueError, match=r"sigma_max: got 1e\+39"):
+        diffusion.initial_noise(1, (1, 2, 2), 0, 1e39)
+    assert diffusion.add_noise(torch.zeros(1, 1, 2, 2).double(), 1e39, 0).isfinite().all()

@@ -190,6 +190,27 @@ class TestFiles:
         assert networks.card(path) == {"data": "digits"}
         assert not any(parameter.requires_grad for parameter in back.parameters())
 
+    def test_a_file_keeps_what_the_network_takes_for_the_data_s_deviation(self, tmp_path):
+        network, path = tiny(), tmp_path / "network.safetensors"
+        network.sigma_data = 0.25
+        networks.save(network, path, dtype=torch.float32)
+        assert torch.equal(networks.load(path)(noisy(), 0.3), network(noisy(), 0.3))
+
+    def test_a_loaded_network_is_float32_whatever_the_default_is(self):
+        torch.set_default_dtype(torch.float64)
+        try:
+            network = networks.load("digits/dit")
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+    @pytest.mark.usefixtures("as_users_do")
+    def test_what_could_not_be_loaded_again_is_not_saved(self, tmp_path):
+        with pytest.raises(ValueError, match=r"network\.pt', wanted a name that ends in \.safe"):
+            networks.save(tiny(), tmp_path / "network.pt")
+        with pytest.raises(TypeError, match="network: got Identity, wanted one that"):
+            networks.save(nn.Identity(), tmp_path / "network.safetensors")
+
     def test_half_precision_halves_the_file_and_keeps_the_frequencies(self, tmp_path):
         network = tiny("ncsnpp")
         for dtype in (torch.float16, torch.float32):
@@ -326,3 +347,16 @@ class TestDownloads:
     def test_an_address_that_does_not_answer_is_an_error(self, tmp_path):
         with pytest.raises(ValueError, match="could not be fetched"):
             networks.load("http://127.0.0.1:9/network.pkl", cache=tmp_path)
+
+
+def test_a_label_is_that_of_a_network():
+    assert networks.label("digits/dit-1") == "DiT, seed 1"
+    for name in ("nothing", "digits/unet"):
+        with pytest.raises(ValueError, match=f"network: got '{name}', wanted a name like"):
+            networks.label(name)
+
+
+@pytest.mark.parametrize("sigma", [1e-50, 1e20])
+def test_noise_that_float32_cannot_square_is_an_error(sigma):
+    with pytest.raises(ValueError, match=r"sigma: got .*, wanted 1e-38 to 2e"):
+        tiny()(noisy(), sigma)

@@ -54,6 +54,23 @@ def test_they_are_the_mean_absolute_finite_differences(arch):
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_of_an_fpmc_they_are_those_of_its_jacobian():
+    source, x, sigma = Source(images(9, seed=1)), images(2), 0.8
+    denoiser = methods.pspc_square(source, 3)
+    z = add_noise(x, sigma, 3)
+    jacobian = torch.autograd.functional.jacobian(lambda z: denoiser(z, sigma).sum(0), z)
+    expected = jacobian.reshape(2, K, 2, 2, 4, 4).abs().double().mean((0, 2, 3))
+    expected = expected / expected.sum((1, 2), keepdim=True)
+    for budget in (1, 2**30):
+        found = sensitivity.maps(denoiser, sigma, x, seed=3, budget=budget)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_not_differentiable_has_no_maps():
+    with pytest.raises(RuntimeError, match="a collection over translations: not differentiable"):
+        sensitivity.maps(methods.els(Source(images(9)), 3), 1.0, images())
+
+
 def test_they_do_not_depend_on_the_budget_or_on_how_pixels_are_stored():
     network = tiny(shape=(1, 8, 8))
     pixels = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
@@ -93,12 +110,15 @@ class TestCache:
         again = sensitivity.maps(network, 1.0, x, cache=tmp_path / "new")
         torch.testing.assert_close(first, again, rtol=1e-6, atol=1e-9)
 
-    @pytest.mark.parametrize("what", ["weights", "sigma", "images", "seed"])
+    @pytest.mark.parametrize("what", ["weights", "sigma_data", "sigma", "images", "seed"])
     def test_whatever_decides_the_maps_is_part_of_the_key(self, what, tmp_path):
         network, x = tiny(shape=(1, 8, 8)), images(1, (1, 8, 8))
         sensitivity.maps(network, 1.0, x, cache=tmp_path)
+        narrow = tiny(shape=(1, 8, 8))
+        narrow.sigma_data = 0.25
         other = {
             "weights": (tiny(shape=(1, 8, 8), seed=1), 1.0, x, 0),
+            "sigma_data": (narrow, 1.0, x, 0),
             "sigma": (network, 1.1, x, 0),
             "images": (network, 1.0, -x, 0),
             "seed": (network, 1.0, x, 1),
@@ -110,6 +130,8 @@ class TestCache:
     def test_a_denoiser_without_weights_cannot_be_recognised(self, tmp_path):
         with pytest.raises(TypeError, match="cache: got a denoiser of type function"):
             sensitivity.maps(linear()[0], 1.0, images(), cache=tmp_path)
+        with pytest.raises(TypeError, match="wanted a torch module with weights"):
+            sensitivity.maps(torch.nn.Identity(), 1.0, images(), cache=tmp_path)
 
 
 class TestFiles:
@@ -243,7 +265,7 @@ def test_bad_input_is_a_clear_error():
         sensitivity.maps(denoiser, 1.0, images().numpy())
     with pytest.raises(ValueError, match=r"images: got shape \(4, 4\)"):
         sensitivity.maps(denoiser, 1.0, torch.zeros(4, 4))
-    with pytest.raises(ValueError, match="does not depend on z"):
+    with pytest.raises(ValueError, match="16 of 16 output pixels do not depend on z"):
         sensitivity.maps(lambda z, sigma: 0 * z, 1.0, images())
     with pytest.raises(ValueError, match=r"maps: got shape \(3, 4, 4\)"):
         sensitivity.square_sides(torch.zeros(3, 4, 4), 0.5)
@@ -256,3 +278,11 @@ def test_the_command_line_keeps_a_network_s_maps(tmp_path):
     assert list(sensitivity.read(tmp_path / "maps.npz")) == pytest.approx([80.0, 0.002])
     with pytest.raises(SystemExit, match="error: network: got 'nothing'"):
         main(["--network", "nothing", "--out", str(tmp_path / "x.npz")])
+    for words, says in (
+        (["--images", "-1"], "--images: got -1, wanted between 1 and 297"),
+        (["--images", "298"], "--images: got 298, wanted between 1 and 297"),
+        (["--device", "nowhere"], "--device: got 'nowhere', which cannot be used"),
+        (["--out", str(tmp_path / "missing" / "x.npz")], "--out: no folder"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: {says}"):
+            main(["--network", "digits/dit", "--out", str(tmp_path / "x.npz"), *words])

@@ -57,7 +57,9 @@ def test_weights_are_scaled_to_one(weights):
         (torch.zeros(1, 1, 2, 2, dtype=torch.int32), None, TypeError, "wanted uint8 pixel values"),
         (np.full((1, 1, 2, 2), "a"), None, TypeError, "images: got an array of <U1"),
         (torch.zeros(2, 1, 2, 2), ["a", "b"], TypeError, "weights: got something else"),
-        ([[1.0]], None, TypeError, "images: got list"),
+        ([[1.0]], None, TypeError, "images: got list, wanted a tensor or array"),
+        (torch.ones(1, 1, 2, 2).double() + 1e-15, None, ValueError, "to 1.00000000000000"),
+        (torch.zeros(2, 8, 8, 3), None, ValueError, "images.movedim(-1, 1)"),
         (torch.zeros(2, 1, 2, 2), [1.0], ValueError, "weights: got shape (1,), wanted (2,)"),
         (torch.zeros(2, 1, 2, 2), [1.0, 0.0], ValueError, "weights: got values"),
         (torch.zeros(2, 1, 2, 2), [1.0, torch.nan], ValueError, "weights: got values"),
@@ -67,3 +69,14 @@ def test_bad_input_is_named(images, weights, error, says):
     with pytest.raises(error) as caught:
         Source(images, weights)
     assert says in str(caught.value)
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_conversions_name_what_they_cannot_convert():
+    for images in (torch.zeros(1, 1, 2, 2), np.zeros((1, 1, 2, 2), np.uint8)):
+        with pytest.raises(TypeError, match=r"images: got .*, wanted a tensor of uint8"):
+            to_float(images)
+    with pytest.raises(TypeError, match=r"images: got torch\.uint8, wanted a floating-point"):
+        to_uint8(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="images: got NaN"):
+        to_uint8(torch.full((1, 1, 2, 2), torch.nan))

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from fpmc.checks import as_whole_number
-from fpmc.data.archive import read_archive
+from fpmc.data.archive import PARTS, parts, read_archive
 from fpmc.data.photos import crops
 from fpmc.storage import home
 
@@ -24,6 +24,8 @@ ARCHIVES = {"ffhq64": "ffhq-64x64.zip", "afhqv2-64": "afhqv2-64x64.zip"}
 SHAPES = {"cifar10": (3, 32, 32), "ffhq64": (3, 64, 64), "afhqv2-64": (3, 64, 64)}
 PHOTOS_SIDE = {"photos": 16, "photos32": 32}
 HELD_OUT_DIGITS = 297
+SPLIT = 0
+"""Seed of what is held out."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,22 @@ def load(
       there, otherwise through torchvision, which downloads it (170 MB) and checks its hash.
     - ``ffhq64``, ``afhqv2-64``: from ``ffhq-64x64.zip`` and ``afhqv2-64x64.zip`` below root, made
       with EDM's dataset tool.
-    - a path to a folder or ZIP in the layout of EDM's dataset tool. If its name ends in ``-train``
-      and its twin ending in ``-test`` lies beside it, that is the test set.
+    - a path to a folder or ZIP in the layout of EDM's dataset tool (PNG, JPEG, WebP, BMP or TIFF).
+      If its name ends in ``-train`` and its twin ending in ``-test`` lies beside it, that is the
+      test set; if its images lie in folders ``train`` and ``test``, the second is. A folder that
+      is called like one of the above is ``./photos``.
 
-    A dataset without a test set of its own holds out a tenth of its images, at most 1,000, chosen
-    by the seed; ``n_test=0`` holds out none.
+    A dataset without a test set of its own holds out a tenth of its images, at least one and at
+    most 1,000. Which ones does not depend on the seed, so that what a network was trained on is
+    never among them; ``n_test=0`` holds out none.
 
     Args:
         name: A name, or a path.
         root: Where archives lie and downloads go; the environment variable FPMC_DATA if left out,
             and ``~/.cache/fpmc`` without that.
         n_train: How many training images, chosen (for photos: drawn) by the seed; all if left out.
-        n_test: How many test images, likewise.
-        seed: Seed of every choice.
+        n_test: How many test images, likewise; where they are held out, how many are.
+        seed: Seed of these choices.
 
     Raises:
         FileNotFoundError: If an archive is missing; says how to make it.
@@ -105,8 +110,8 @@ def load(
     if train.shape[1:] != SHAPES.get(name, train.shape[1:]):
         raise ValueError(f"{name}: got images {train.shape[1:]}, wanted {SHAPES[name]}")
     if test is None:
-        shuffled = np.random.default_rng(seed).permutation(len(train))
-        held_out = min(1_000, len(train) // 10) if n_test is None else n_test
+        shuffled = np.random.default_rng(SPLIT).permutation(len(train))
+        held_out = min(1_000, max(1, len(train) // 10)) if n_test is None else n_test
         if name == "digits" and n_test is None:
             held_out = HELD_OUT_DIGITS
         if held_out >= len(train):
@@ -148,18 +153,26 @@ def _read(name: str, root: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _read_pair(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    train = read_archive(path)
-    if not path.stem.endswith("-train"):
-        return train, None
-    twin = path.with_name(path.stem.removesuffix("-train") + "-test" + path.suffix)
-    if not twin.exists():
-        return train, None
-    test = read_archive(twin)
+    if parts(path):
+        twin, (train, test) = path, (read_archive(path, part) for part in PARTS)
+    else:
+        twin, train = _twin(path), read_archive(path)
+        if twin is None:
+            return train, None
+        test = read_archive(twin)
     if test.shape[1:] != train.shape[1:]:
         raise ValueError(
             f"{twin}: got images {test.shape[1:]}, wanted {train.shape[1:]} as in {path}"
         )
     return train, test
+
+
+def _twin(path: Path) -> Path | None:
+    """The test set beside a training set: NAME-test beside NAME-train, a folder or a ZIP."""
+    suffix = "" if path.is_dir() else path.suffix
+    name = path.name.removesuffix(suffix)
+    twin = path.with_name(name.removesuffix("-train") + "-test" + suffix)
+    return twin if name.endswith("-train") and twin.exists() else None
 
 
 def _download_cifar10(root: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine import box_gradients, box_kernels
+from fpmc.engine.apart import apart
 from fpmc.engine.box_gradients import Slopes
 from fpmc.engine.box_kernels import Query, Room, Spread
 from fpmc.engine.compiled import LANES
@@ -110,7 +111,7 @@ def need(queries: Box, responses: Box | Identity, source: Source, *, back: bool 
     )
 
 
-@torch.no_grad()
+@apart
 def denoise(
     z: Float[Tensor, "b c h w"],
     sigma: float,
@@ -143,7 +144,7 @@ def denoise(
     return answer(mean, z, source)
 
 
-@torch.no_grad()
+@apart
 def pull(
     z: Float[Tensor, "b c h w"],
     x_hat: Float[Tensor, "b c h w"],

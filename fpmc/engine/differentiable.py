@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.engine.apart import apart
 from fpmc.operators import Dense, Operator
 
 __all__ = ["Path", "differentiable"]
@@ -58,6 +59,7 @@ def differentiable(
 
 class _Collection(torch.autograd.Function):
     @staticmethod
+    @apart
     def forward(ctx, z, q_matrix, r_matrix, path):
         x_hat = path.answer(z)
         ctx.save_for_backward(z, x_hat, q_matrix, r_matrix)
@@ -77,6 +79,7 @@ class _Gradients(torch.autograd.Function):
     """
 
     @staticmethod
+    @apart
     def forward(ctx, z, x_hat, q_matrix, r_matrix, gradient, path, wanted):
         matrices = q_matrix, r_matrix
         sums = [

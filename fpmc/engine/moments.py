@@ -8,13 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_whole_number
+from fpmc.engine.apart import apart
 from fpmc.engine.tiling import CACHE_FRIENDLY, DEFAULT_BUDGET, FLOAT64
 from fpmc.source import Source
 
 __all__ = ["moments"]
 
 
-@torch.no_grad()
+@apart
 def moments(
     source: Source, budget: int | None = None
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:

@@ -32,7 +32,7 @@ from fpmc.engine.differentiable import differentiable
 from fpmc.engine.fused import Fused, Sizes
 from fpmc.engine.parallel import Share, share
 from fpmc.engine.streaming import Streaming
-from fpmc.operators import Box, Dense, Ones, Operator, Windowed
+from fpmc.operators import Box, Dense, Ones, Operator, Windowed, as_pair
 from fpmc.source import Source
 
 __all__ = ["Peaks", "Plan", "as_precision", "denoise", "measure_peaks", "plan"]
@@ -139,11 +139,11 @@ def plan(
 
     Raises:
         TypeError: If the batch or the budget is not a whole number.
-        ValueError: If the budget is too small for a single pair of images, or there is no such
-            precision.
+        ValueError: If the budget is too small for a single pair of images, Q and R do not fit the
+            images or each other, or there is no such precision.
     """
     batch, device = as_whole_number(batch, "batch", 1), torch.device(device)
-    queries, responses = _simplest(queries), _simplest(responses)
+    queries, responses = map(_simplest, as_pair(queries, responses, source.shape))
     budget = None if budget is None else as_whole_number(budget, "budget", 1)
     fast = as_precision(precision) != "exact"
     on_cpu, plain = device.type == "cpu", "no structure but matrices"

@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from fpmc.checks import as_fraction, as_whole_number
 from fpmc.engine import planning, tiling
+from fpmc.engine.apart import apart
 from fpmc.engine.tiling import CACHE_FRIENDLY, FLOAT64
 from fpmc.operators import Dense, Operator
 from fpmc.source import Source
@@ -56,7 +57,7 @@ class Pruned:
     kept: Int[Tensor, " b"]
 
 
-@torch.no_grad()
+@apart
 def denoise_pruned(
     z: Float[Tensor, "b c h w"],
     sigma: float,

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fpmc.engine.apart import apart
 from fpmc.engine.differentiable import Path
 from fpmc.engine.passes import backward, forward
 from fpmc.engine.tiles import (
@@ -86,7 +87,7 @@ class Streaming(Path):
         keep = again * (1 + back) * numbers.weights.itemsize
         return tile(*arguments, self.budget, device, keep=keep)
 
-    @torch.no_grad()
+    @apart
     def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         numbers = self.numbers(z)
         size = self.size(len(z), z.device, numbers, back=False)
@@ -98,7 +99,7 @@ class Streaming(Path):
             x_hat[part] = total.movedim(-1, 0)
         return x_hat
 
-    @torch.no_grad()
+    @apart
     def pull(
         self,
         z: Float[Tensor, "b c h w"],
@@ -128,7 +129,7 @@ class Streaming(Path):
         return queries, self.responses.to(like.to(numbers.weights))
 
 
-@torch.no_grad()
+@apart
 def mean_and_evidence(
     z: Float[Tensor, "b c h w"],
     sigma: float,
@@ -154,7 +155,7 @@ def mean_and_evidence(
     return answer, evidence
 
 
-@torch.no_grad()
+@apart
 def posterior_weights(
     z: Float[Tensor, "b c h w"],
     sigma: float,
@@ -174,7 +175,7 @@ def posterior_weights(
     return result
 
 
-@torch.no_grad()
+@apart
 def posterior_means(
     z: Float[Tensor, "b c h w"],
     sigma: float,
@@ -194,7 +195,7 @@ def posterior_means(
     return result
 
 
-@torch.no_grad()
+@apart
 def effective_number(
     z: Float[Tensor, "b c h w"],
     sigma: float,
@@ -211,7 +212,7 @@ def effective_number(
     return result
 
 
-@torch.no_grad()
+@apart
 def nearest(
     z: Float[Tensor, "b c h w"], queries: Operator, source: Source, budget: int | None = None
 ) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:

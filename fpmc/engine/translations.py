@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fpmc.checks import as_whole_number
 from fpmc.engine import streaming
+from fpmc.engine.apart import apart
 from fpmc.engine.streaming import Streaming
 from fpmc.engine.tiling import CACHE_FRIENDLY, DEFAULT_BUDGET, FLOAT64
 from fpmc.operators import Box, Identity, Ones
@@ -32,7 +33,7 @@ from fpmc.source import Source
 __all__ = ["denoise_cyclic", "denoise_patches"]
 
 
-@torch.no_grad()
+@apart
 def denoise_patches(
     z: Float[Tensor, "b c h w"], sigma: float, p: int, source: Source, budget: int | None = None
 ) -> Float[Tensor, "b c h w"]:
@@ -69,7 +70,7 @@ def denoise_patches(
     return answer
 
 
-@torch.no_grad()
+@apart
 def denoise_cyclic(
     z: Float[Tensor, "b c h w"], sigma: float, source: Source, budget: int | None = None
 ) -> Float[Tensor, "b c h w"]:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.engine.apart import apart
 from fpmc.engine.compiled import CUTOFF, compiled
 from fpmc.engine.looped import Looped
 from fpmc.engine.parallel import (
@@ -57,7 +58,7 @@ def need(source: Source, *, back: bool = False) -> Need:
     return Need(d * FLOAT64, (6 if back else 4) * d * FLOAT64, (d + 2) * FLOAT64)
 
 
-@torch.no_grad()
+@apart
 def denoise(
     z: Float[Tensor, "b c h w"], sigma: float, source: Source, threads: int
 ) -> Float[Tensor, "b c h w"]:
@@ -84,7 +85,7 @@ def denoise(
     return answer(mean.view(z.shape), z, source)
 
 
-@torch.no_grad()
+@apart
 def pull(
     z: Float[Tensor, "b c h w"],
     x_hat: Float[Tensor, "b c h w"],
@@ -131,7 +132,7 @@ def _gather(z, log_weights, scale, x, begin, end, peak, mass, total, row):
             ell = _log_weight(z[m], row, scale, log_weights, n)
             if ell > peak[m]:
                 _rise(m, ell, peak, mass, total)
-            if ell > peak[m] - CUTOFF:
+            if ell >= peak[m] - CUTOFF:  # equal where a spacing of ℓ is more
                 weight = math.exp(ell - peak[m])
                 mass[m] += weight
                 for d in range(len(row)):
@@ -147,7 +148,7 @@ def _pull(z, g, middle, log_weights, scale, x, begin, end, peak, mass, total, ro
             ell = _log_weight(z[m], row, scale, log_weights, n)
             if ell > peak[m]:
                 _rise(m, ell, peak, mass, total)
-            if ell > peak[m] - CUTOFF:
+            if ell >= peak[m] - CUTOFF:  # equal where a spacing of ℓ is more
                 weight, slope = math.exp(ell - peak[m]), 0.0
                 for d in range(len(row)):
                     slope += g[m, d] * (row[d] - middle[m, d])

@@ -1,7 +1,7 @@
 """Locality from data statistics: each dimension's posterior sees what its Wiener filter reads."""
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fpmc.collection import FPMC
 from fpmc.gaussian import Gaussian
+from fpmc.levels import Latest
 from fpmc.methods.schedules import threshold_schedule
 from fpmc.operators import Dense, Identity
 from fpmc.source import Source, as_source
@@ -35,8 +36,8 @@ def lukoianov(
     Args:
         source: S.
         threshold: τ, from 0 to 1: a number, a {sigma: τ} mapping (the nearest sigma on a
-            logarithmic scale wins), or a published schedule's name, "cifar10", "ffhq64" or
-            "afhqv2-64".
+            logarithmic scale wins), or a schedule's name, published ("cifar10", ...) or found
+            ("digits", "photos"): see :mod:`fpmc.methods.schedules`.
         gaussian: The mean and covariance that the filter is made from; the source's own if left
             out. Give one to decompose it once for several denoisers.
         budget: Bytes of working memory, see :class:`fpmc.FPMC`.
@@ -53,12 +54,12 @@ def lukoianov(
         gaussian = Gaussian.of_source(source, budget)
     elif tuple(gaussian.mean.shape) != source.shape:
         raise ValueError(f"gaussian: got {gaussian!r}, wanted one of images {source.shape}")
+    queries = Latest(partial(_queries, gaussian, tau))
+    return FPMC(queries, Identity(source.shape), source, budget=budget)
 
-    @lru_cache(maxsize=1)
-    def masks(sigma: float) -> Dense:
-        return Dense(_masks(gaussian, sigma, tau(sigma)))
 
-    return FPMC(masks, Identity(source.shape), source, budget=budget)
+def _queries(gaussian: Gaussian, tau: Callable[[float], float], sigma: float) -> Dense:
+    return Dense(_masks(gaussian, sigma, tau(sigma)))
 
 
 def _masks(gaussian: Gaussian, sigma: float, tau: float) -> Float[Tensor, "d c h w"]:

@@ -2,7 +2,7 @@
 
 from fpmc.collection import FPMC
 from fpmc.operators import Ones
-from fpmc.source import Source
+from fpmc.source import Source, as_source
 
 __all__ = ["optimal"]
 
@@ -24,8 +24,5 @@ def optimal(source: Source, *, budget: int | None = None) -> FPMC:
 
     Source: Karras et al. (2022), appendix B.3; Niedoba et al. (2026), equations (5) and (6).
     """
-
-    def everything(sigma: float) -> Ones:
-        return Ones(source.shape[1:])
-
+    everything = Ones(as_source(source).shape[1:])
     return FPMC(everything, everything, source, budget=budget)

@@ -1,8 +1,8 @@
 """Patch set posterior composites: denoise every patch on its own, average where they overlap."""
 
 import math
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.collection import FPMC
-from fpmc.levels import nearest_level
-from fpmc.methods.schedules import patch_schedule, threshold_schedule
-from fpmc.operators import Box, Dense, Ones, Operator
+from fpmc.levels import Constant, Latest, nearest_level
+from fpmc.methods.schedules import Squares, patch_schedule, threshold_schedule
+from fpmc.operators import Dense, Ones, Operator
 from fpmc.source import Source, as_source
 
 __all__ = ["pspc_flex", "pspc_square"]
@@ -43,11 +43,8 @@ def pspc_square(
 
     Source: Niedoba et al. (2025); Niedoba et al. (2026), equations (35) to (38).
     """
-    p = patch_schedule(patch_sizes, "pspc_square", min(as_source(source).shape[1:]))
-
-    def squares(sigma: float) -> Box:
-        return Box(source.shape[1:], p(sigma))
-
+    shape = as_source(source).shape[1:]
+    squares = Squares(shape, patch_schedule(patch_sizes, "pspc_square", min(shape)))
     return FPMC(squares, squares, source, budget=budget)
 
 
@@ -72,8 +69,9 @@ def pspc_flex(
             (h·w, h, w), non-negative, each with a sum of 1 (within a thousandth; the rest is
             scaled away). Or a {sigma: maps} mapping, of which the nearest sigma on a logarithmic
             scale wins.
-        thresholds: τ, above 0 and up to 1: a number, a {sigma: τ} mapping, or a published
-            schedule's name, "cifar10", "ffhq64" or "afhqv2-64".
+        thresholds: τ, above 0 and up to 1: a number, a {sigma: τ} mapping, or a schedule's name,
+            published ("cifar10", ...) or found ("digits", "photos"): see
+            :mod:`fpmc.methods.schedules`.
         budget: Bytes of working memory, see :class:`fpmc.FPMC`.
 
     Raises:
@@ -90,19 +88,24 @@ def pspc_flex(
         checked = {sigma: _as_maps(maps, h, w) for sigma, maps in sensitivity.items()}
         maps = nearest_level(checked, "sensitivity")
     else:
-        same = _as_maps(sensitivity, h, w)
+        maps = Constant(_as_maps(sensitivity, h, w))
+    level = Latest(partial(_level, maps, tau))
+    return FPMC(partial(_of, 0, level), partial(_of, 1, level), source, budget=budget)
 
-        def maps(sigma: float) -> Tensor:
-            return same
 
-    @lru_cache(maxsize=1)
-    def level(sigma: float) -> tuple[Operator, Operator]:
-        if tau(sigma) == 1:
-            return Ones((h, w)), Ones((h, w))
-        masks = _smallest_sets(maps(sigma), tau(sigma))
-        return Dense(masks), Dense(_covering(masks))
+def _level(
+    maps: Callable[[float], Tensor], tau: Callable[[float], float], sigma: float
+) -> tuple[Operator, Operator]:
+    """Q and R of PSPC-Flex."""
+    if tau(sigma) == 1:
+        everything = Ones(maps(sigma).shape[1:])
+        return everything, everything
+    masks = _smallest_sets(maps(sigma), tau(sigma))
+    return Dense(masks), Dense(_covering(masks))
 
-    return FPMC(lambda s: level(s)[0], lambda s: level(s)[1], source, budget=budget)
+
+def _of(index: int, level: Callable[[float], tuple[Operator, Operator]], sigma: float) -> Operator:
+    return level(sigma)[index]
 
 
 def _as_maps(maps: Any, h: int, w: int) -> Float[Tensor, "k h w"]:

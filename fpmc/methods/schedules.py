@@ -7,15 +7,25 @@ were found in the same way, by ``results/compute.py``: the values nearest to a n
 
 import csv
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
 from typing import Any
 
 from fpmc.checks import as_fraction, as_whole_number
-from fpmc.levels import nearest_level
+from fpmc.levels import Constant, nearest_level
+from fpmc.operators import Box
 
-__all__ = ["FOUND", "PUBLISHED", "found", "patch_schedule", "published", "threshold_schedule"]
+__all__ = [
+    "FOUND",
+    "PUBLISHED",
+    "Squares",
+    "found",
+    "patch_schedule",
+    "published",
+    "threshold_schedule",
+]
 
 PUBLISHED = {"cifar10": 32, "ffhq64": 64, "afhqv2-64": 64}
 """The published schedules' names, and the side of the images they were found for."""
@@ -59,13 +69,21 @@ def found(name: str, column: str) -> Mapping[float, float]:
 
 
 @cache
-def _table(name: str, column: str) -> Mapping[float, float]:
+def _rows(name: str) -> list[dict[str, str]]:
     table = resources.files("fpmc.methods") / "tables" / f"{name}.csv"
-    rows = list(csv.DictReader(table.read_text().splitlines()))
-    if column not in rows[0] or column in ("step", "sigma"):
-        columns = ", ".join(list(rows[0])[2:])
-        raise ValueError(f"column: got {column!r}, wanted one of {columns} in {name}")
-    return MappingProxyType({float(row["sigma"]): float(row[column]) for row in rows})
+    return list(csv.DictReader(table.read_text().splitlines()))
+
+
+def _columns(name: str) -> list[str]:
+    """The methods that a table has a schedule for."""
+    return [column for column in _rows(name)[0] if column not in ("step", "sigma")]
+
+
+def _table(name: str, column: str) -> Mapping[float, float]:
+    columns = _columns(name)
+    if column not in columns:
+        raise ValueError(f"column: got {column!r}, wanted one of {', '.join(columns)} in {name}")
+    return MappingProxyType({float(row["sigma"]): float(row[column]) for row in _rows(name)})
 
 
 def patch_schedule(
@@ -97,6 +115,24 @@ def patch_schedule(
         return as_whole_number(p, "patch_sizes", 1, side)
 
     return _schedule(patch_sizes, column, "patch_sizes", checked, scaled)
+
+
+@dataclass(frozen=True)
+class Squares:
+    """The squares of a patch schedule, as an operator at every σ.
+
+    Attributes:
+        shape: The images' (h, w).
+        patch_sizes: A function from σ to the side p.
+        border: As for :class:`fpmc.operators.Box`.
+    """
+
+    shape: tuple[int, int]
+    patch_sizes: Callable[[float], int]
+    border: str = "valid"
+
+    def __call__(self, sigma: float) -> Box:
+        return Box(self.shape, self.patch_sizes(sigma), self.border)
 
 
 def threshold_schedule(
@@ -132,8 +168,13 @@ def _schedule(
                 f"{name}: got {values!r}, wanted a number, a mapping from sigma to numbers, or one "
                 f"of {', '.join(SIDES)}"
             )
+        having = [schedule for schedule in SIDES if column in _columns(schedule)]
+        if values not in having:
+            raise ValueError(
+                f"{name}: got {values!r}, a schedule without one for {column}, wanted one of "
+                f"{', '.join(having)}"
+            )
         return nearest_level(adapted(_table(values, column)), name)
     if isinstance(values, Mapping):
         return nearest_level({sigma: checked(value) for sigma, value in values.items()}, name)
-    value = checked(values)
-    return lambda sigma: value
+    return Constant(checked(values))

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fpmc.networks.architectures import build
-from fpmc.networks.preconditioning import Preconditioned
+from fpmc.networks.preconditioning import SIGMA_DATA, Preconditioned
 from fpmc.storage import whole
 
 __all__ = ["read_card", "read_network", "save"]
@@ -29,14 +29,21 @@ def save(
 
     Args:
         network: The network.
-        path: Where to; an existing file is replaced.
+        path: Where to, a name that ends in .safetensors; an existing file is replaced.
         card: What is to be remembered of it: anything that JSON can hold.
         dtype: The type of the stored parameters; buffers keep theirs.
 
     Raises:
-        ValueError: If the network was not made by ``build``, or a parameter is not finite in
-            this type.
+        TypeError: If it is no network of ours.
+        ValueError: If the network was not made by ``build``, a parameter is not finite in this
+            type, or the path ends in something else.
     """
+    if not isinstance(network, Preconditioned):
+        raise TypeError(
+            f"network: got {type(network).__name__}, wanted one that fpmc.networks.build made"
+        )
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"path: got {str(path)!r}, wanted a name that ends in .safetensors")
     if network.architecture is None:
         raise ValueError("network: has no architecture, wanted one that fpmc.networks.build made")
     buffers = dict(network.named_buffers())
@@ -50,6 +57,7 @@ def save(
     metadata = {
         "format": FORMAT,
         "architecture": json.dumps(network.architecture),
+        "sigma_data": repr(float(network.sigma_data)),
         "card": json.dumps(dict(card or {})),
     }
     with whole(path) as beside:
@@ -69,7 +77,8 @@ def read_network(path: str | os.PathLike) -> Preconditioned:
         network = build(
             architecture["arch"], tuple(architecture["shape"]), **architecture["options"]
         )
-        network.load_state_dict({name: value.float() for name, value in tensors.items()})
+        network.sigma_data = float(metadata.get("sigma_data", SIGMA_DATA))
+        network.float().load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its weights do not fit its architecture ({error})") from error
     return network.eval().requires_grad_(False)

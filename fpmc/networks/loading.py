@@ -87,8 +87,17 @@ def card(network: str | os.PathLike) -> dict[str, Any]:
 
 
 def label(network: str) -> str:
-    """A shipped network's name for a figure: "DDPM++", "DiT, seed 1"."""
-    arch, _, seed = network.partition("/")[2].partition("-")
+    """A shipped network's name for a figure: "DDPM++", "DiT, seed 1".
+
+    Raises:
+        ValueError: If the name is not that of a network as :data:`SHIPPED` has them.
+    """
+    arch, _, seed = str(network).partition("/")[2].partition("-")
+    if arch not in LABELS:
+        raise ValueError(
+            f"network: got {network!r}, wanted a name like {SHIPPED[0]}, with one of "
+            f"{', '.join(LABELS)}"
+        )
     return LABELS[arch] + (f", seed {seed}" if seed else "")
 
 

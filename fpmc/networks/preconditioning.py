@@ -38,7 +38,8 @@ class Preconditioned(nn.Module):
 
     Raises:
         TypeError: When called, if z is not a floating-point tensor or sigma not a number.
-        ValueError: When called, if z has a wrong shape or NaN, or sigma is not positive.
+        ValueError: When called, if z has a wrong shape or NaN, or sigma is not positive, or
+            beyond what the parameters' type can compute with.
     """
 
     def __init__(
@@ -55,6 +56,13 @@ class Preconditioned(nn.Module):
     def forward(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
         z, sigma = as_images(z, "z", self.shape), as_noise_level(sigma)
         parameter = next(self.model.parameters())
+        limits = torch.finfo(parameter.dtype)
+        least, most = limits.tiny, limits.max**0.5
+        if not least <= sigma <= most:
+            raise ValueError(
+                f"sigma: got {sigma:g}, wanted {least:.1g} to {most:.1g}, with whose squares a "
+                f"network in {parameter.dtype} can compute"
+            )
         levels = torch.full((len(z),), sigma, dtype=parameter.dtype, device=z.device)
         return self.denoise(z.to(parameter.dtype), levels).to(z.dtype)
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import fpmc
 from fpmc import data as datasets
-from fpmc.checks import as_whole_number
+from fpmc.checks import as_device, as_whole_number
 from fpmc.networks.architectures import ARCHITECTURES, build
 from fpmc.networks.checkpoints import save
 from fpmc.networks.loading import card, load
@@ -150,8 +150,8 @@ def train(
         TimeoutError: If the limit came before the end of the budget; the same call goes on.
         FloatingPointError: If the loss is not finite; the last saved state is kept.
         ValueError: If the recipe has no budget, or an optimizer, a target, levels or draws that do
-            not exist, there is no such precision, the batch cannot be shared between the processes,
-            ``out`` holds another recipe's run, or its state cannot be read.
+            not exist, there is no such device or precision, the batch cannot be shared between the
+            processes, ``out`` holds another recipe's run, or its state cannot be read.
     """
     if recipe.images <= 0 and recipe.minutes <= 0:
         raise ValueError("recipe: got no budget, wanted images or minutes above 0")
@@ -164,7 +164,7 @@ def train(
         raise ValueError(f"precision: got {precision!r}, wanted 'auto', 'bf16' or 'float32'")
     as_whole_number(recipe.batch, "batch", 1)
     end = time.monotonic() + 60 * limit
-    with _processes(torch.device(device)) as (rank, world, device):
+    with _processes(as_device(device)) as (rank, world, device):
         if recipe.batch % world:
             raise ValueError(f"batch: got {recipe.batch}, wanted a multiple of {world} processes")
         run = _Run(recipe, Path(out), dataset, root, device, precision, rank, world)

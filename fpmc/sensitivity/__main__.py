@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fpmc import data, networks
+from fpmc.checks import as_device, as_whole_number
 from fpmc.diffusion import edm_sigmas
 from fpmc.sensitivity import maps_over, write
 from fpmc.storage import home
@@ -31,12 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="the .npz file to write")
     given = parser.parse_args(arguments)
     try:
-        network = networks.load(given.network).to(given.device)
+        device = as_device(given.device, "--device")
+        if not given.out.parent.is_dir():
+            raise FileNotFoundError(f"--out: no folder {given.out.parent}")
+        network = networks.load(given.network).to(device)
         dataset = data.load(given.data or networks.card(given.network)["data"])
         options = {"seed": given.seed, "cache": given.cache or home() / "maps", "progress": True}
-        images = dataset.test[: given.images].to(given.device)
+        n = as_whole_number(given.images, "--images", 1, len(dataset.test))
+        images = dataset.test[:n].to(device)
         write(given.out, maps_over(network, edm_sigmas(given.steps).tolist(), images, **options))
-    except (ValueError, FileNotFoundError) as error:
+    except (TypeError, ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -40,10 +40,13 @@ def maps(
               {\partial z_{b, \cdot}} \right|, \qquad \sum_u G_{k, u} = 1
 
     with a and b the channels of output and input: the absolute entries of the Jacobian, averaged
-    over channels and noisy images. c h w backward passes for each image, many at once.
+    over channels and noisy images. c h w backward passes for each image, many at once: of a module,
+    from one forward pass; of another function, each from one of its own.
 
     Args:
-        denoiser: D, differentiable by torch.func; it must treat the images of a batch apart.
+        denoiser: D: a torch module that torch.func can differentiate, or any function that
+            PyTorch can in reverse mode, such as an :class:`fpmc.FPMC`. It must treat the images of
+            a batch apart.
         sigma: The noise level σ > 0.
         images: x, shape (n, c, h, w): uint8, or floats in [-1, 1].
         seed: Seed of the noise.
@@ -57,8 +60,10 @@ def maps(
 
     Raises:
         TypeError: If the images are no tensor of images, or a cache is named for a denoiser that
-            is no module.
-        ValueError: If sigma is not positive, or an output pixel does not depend on z at all.
+            is no module with weights.
+        ValueError: If sigma is not positive, or an output pixel does not depend on z at all, as
+            those of an FPMC that never vary in its source.
+        RuntimeError: If the denoiser is not differentiable.
     """
     sigma = as_noise_level(sigma)
     seed = as_whole_number(seed, "seed", 0, 2**63 - 1)
@@ -90,7 +95,7 @@ def square_sides(maps: Float[Tensor, "k h w"], share: float) -> Int[Tensor, " k"
 
     Args:
         maps: Shape (h · w, h, w), each summing to 1.
-        share: From 0 to 1.
+        share: Above 0, up to 1.
 
     Raises:
         ValueError: If the share lies outside, or the maps' shape is another.
@@ -124,19 +129,40 @@ def _maps(
         total=n * c * k, desc=f"maps at σ = {sigma:.3g}", unit="row", disable=not progress
     ) as bar:
         for part in z.split(batch):
-            _, pull_back = torch.func.vjp(answer, part)
+            pull_back = _pull_back(denoiser, answer, part)
             for rows in torch.arange(c * k, device=z.device).split(per_pass):
                 seeds = torch.zeros(len(rows), c * k, dtype=z.dtype, device=z.device)
                 seeds[torch.arange(len(rows)), rows] = 1
                 seeds = seeds.reshape(-1, 1, c, h, w).expand(-1, len(part), -1, -1, -1)
-                (jacobian,) = torch.func.vmap(pull_back)(seeds)
+                jacobian = pull_back(seeds)
                 sums = jacobian.abs().double().sum(dim=(1, 2))
                 total.index_add_(0, rows % k, sums)
                 bar.update(len(rows) * len(part))
     mass = total.sum(dim=(1, 2), keepdim=True)
     if not (mass > 0).all():
-        raise ValueError("denoiser: some output pixel does not depend on z at all")
+        pixels = int((mass <= 0).sum())
+        raise ValueError(
+            f"denoiser: {pixels} of {k} output pixels do not depend on z at all, wanted none "
+            "(pixels that never vary in an FPMC's source are answered by their constant)"
+        )
     return (total / mass).float()
+
+
+def _pull_back(
+    denoiser: Denoiser, answer: Callable[[Tensor], Tensor], z: Float[Tensor, "b c h w"]
+) -> Callable[[Float[Tensor, "rows b c h w"]], Float[Tensor, "rows b c h w"]]:
+    """What turns gradients with respect to the answers, many rows of them, into those to z."""
+    if isinstance(denoiser, nn.Module):
+        _, pull_back = torch.func.vjp(answer, z)
+        return lambda seeds: torch.func.vmap(pull_back)(seeds)[0]
+
+    def by_copies(seeds: Tensor) -> Tensor:
+        with torch.enable_grad():
+            copies = z.detach().repeat(len(seeds), 1, 1, 1).requires_grad_()
+            (gradient,) = torch.autograd.grad(answer(copies), copies, seeds.flatten(0, 1))
+        return gradient.view(seeds.shape)
+
+    return by_copies
 
 
 def _answer(denoiser: Denoiser, sigma: float) -> Callable[[Tensor], Tensor]:
@@ -165,12 +191,15 @@ def _saved_bytes(answer: Callable[[Tensor], Tensor], z: Tensor) -> int:
 
 
 def _key(denoiser: Denoiser, sigma: float, x: Tensor, seed: int) -> str:
-    if not isinstance(denoiser, nn.Module):
+    weights = denoiser.state_dict() if isinstance(denoiser, nn.Module) else {}
+    if not weights:
         raise TypeError(
-            f"cache: got a denoiser of type {type(denoiser).__name__}, wanted a torch module, "
-            "which its weights identify"
+            f"cache: got a denoiser of type {type(denoiser).__name__}, wanted a torch module with "
+            "weights, which identify it"
         )
-    digest = hashlib.sha256(repr((sigma, seed, tuple(x.shape))).encode())
-    for tensor in (*denoiser.state_dict().values(), x):
+    kind = f"{type(denoiser).__module__}.{type(denoiser).__qualname__}"
+    words = (kind, repr(denoiser), sigma, seed, tuple(x.shape), list(weights))
+    digest = hashlib.sha256(repr(words).encode())
+    for tensor in (*weights.values(), x):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fpmc.checks import as_whole_number
 from fpmc.engine import tiling
+from fpmc.engine.apart import apart
 from fpmc.engine.fused.inputs import answer, prepare
 from fpmc.engine.fused.precisions import named
 from fpmc.engine.fused.sizes import Sizes, choose, need
@@ -131,7 +132,7 @@ def plan_sizes(
     return choose(queries, responses, source, batch, device, limit, named(precision))
 
 
-@torch.no_grad()
+@apart
 def denoise(
     z: Float[Tensor, "b c h w"],
     sigma: float,

@@ -1,0 +1,140 @@
+"""What every analytical denoiser has in common: gradients or an error, autocast, pickle, limits."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import fpmc
+from fpmc import Source, methods
+from fpmc.diffusion import add_noise
+from fpmc.engine import plan
+from fpmc.operators import Box, Dense, Identity, Ones
+from tests.helpers import images, matrix
+
+SHAPE = (2, 5, 5)
+MAPS = {s: matrix(25, (5, 5), seed).float() + 0.1 for seed, s in enumerate((0.1, 10.0))}
+MAPS = {sigma: maps / maps.sum((1, 2), keepdim=True) for sigma, maps in MAPS.items()}
+
+ALL = {
+    "optimal": methods.optimal,
+    "PSPC-Square": lambda source: methods.pspc_square(source, {0.1: 3, 10.0: 5}),
+    "PSPC-Flex": lambda source: methods.pspc_flex(source, MAPS, {0.1: 0.5, 10.0: 1.0}),
+    "LS": lambda source: methods.ls(source, 3),
+    "ELS": lambda source: methods.els(source, "cifar10"),
+    "ES": methods.es,
+    "Lukoianov": lambda source: methods.lukoianov(source, 0.3),
+    "Wiener": methods.wiener,
+}
+
+
+@pytest.fixture(params=ALL)
+def denoiser(request):
+    return ALL[request.param](Source(images(12, SHAPE, 0), range(1, 13)))
+
+
+@pytest.fixture
+def x():
+    return images(3, SHAPE, 1)
+
+
+def test_a_copy_by_pickle_gives_the_same_answers(denoiser, x):
+    for other in (pickle.loads(pickle.dumps(denoiser)), copy.deepcopy(denoiser)):
+        for sigma in (0.1, 1.0, 10.0):
+            z = add_noise(x, sigma, 0)
+            assert torch.equal(other(z, sigma), denoiser(z, sigma))
+
+
+def test_autocast_does_not_change_answers_or_gradients(denoiser, x):
+    def ask(leaf):
+        answer = denoiser(leaf, 0.7)
+        if "Equivariant" not in repr(denoiser):
+            answer.square().sum().backward()
+        return answer.detach(), leaf.grad
+
+    z = add_noise(x, 0.7, 0)
+    plain = ask(z.clone().requires_grad_())
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = ask(z.clone().requires_grad_())
+    assert torch.equal(plain[0], cast[0])
+    if plain[1] is not None:
+        assert torch.equal(plain[1], cast[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_answers_are_finite_at_every_noise_level_and_distance(denoiser, x, dtype):
+    x = x.to(dtype)
+    for sigma in (1e-90, 1e-30, 1e-9, 1e9, 1e30):
+        assert denoiser(x, sigma).isfinite().all()
+    assert denoiser(1e7 * x, 0.002).isfinite().all()
+
+
+def test_without_noise_the_optimal_denoiser_answers_with_the_nearest_image(x):
+    source = Source(images(12, SHAPE, 0))
+    nearest = torch.cdist(x.flatten(1).double(), source[:].flatten(1).double()).argmin(1)
+    for sigma in (1e-9, 1e-60):
+        assert torch.equal(methods.optimal(source)(x, sigma), source[nearest])
+
+
+def no_gradient(value, leaf):
+    with pytest.raises(RuntimeError, match="not differentiable, got a call for its gradient"):
+        (leaf.sum() + value.sum()).backward()
+
+
+@pytest.mark.parametrize("method", ["ELS", "ES"])
+def test_what_has_no_gradient_says_so_instead_of_leaving_it_out(method, x):
+    denoiser, z = ALL[method](Source(images(12, SHAPE, 0))), x.clone().requires_grad_()
+    no_gradient(denoiser(z, 1.0), z)
+    assert not denoiser(x, 1.0).requires_grad
+    with torch.no_grad():
+        assert not denoiser(z, 1.0).requires_grad
+
+
+@pytest.mark.parametrize("ask", ["weights", "mean", "effective_number", "pruned"])
+@pytest.mark.parametrize("of", ["z", "matrix"])
+def test_posteriors_and_pruned_answers_have_no_gradients(ask, of, x):
+    op = Dense(matrix(4, SHAPE[1:], 0) + 0.1)
+    leaf = {"z": x, "matrix": op.matrix}[of].requires_grad_()
+    denoiser = fpmc.FPMC(op, op, Source(images(12, SHAPE, 0)))
+    if ask == "pruned":
+        no_gradient(denoiser.pruned(x, 1.0, 1e-3).x_hat, leaf)
+    else:
+        found = getattr(denoiser.posterior(x, 1.0), ask)
+        no_gradient(found if ask == "weights" else found(), leaf)
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_a_noise_level_that_requires_gradients_is_an_error(denoiser, x):
+    sigma = torch.tensor(1.0, requires_grad=True)
+    with pytest.raises(ValueError, match="sigma: got a tensor that requires gradients"):
+        denoiser(x, sigma)
+    with torch.no_grad():
+        assert torch.equal(denoiser(x, sigma), denoiser(x, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("queries", "responses", "says"),
+    [
+        (Box((5, 5), 3), Identity((5, 5)), "responses: got 25 estimators, wanted 9"),
+        (Ones((4, 4)), Ones((5, 5)), "queries: got Ones"),
+        (Ones((5, 5)), Ones((3, 5, 5)), "responses: got Ones"),
+    ],
+)
+def test_a_plan_is_refused_for_operators_that_a_call_refuses(queries, responses, says):
+    source = Source(images(2, SHAPE, 0))
+    with pytest.raises(ValueError, match=says):
+        plan(queries, responses, source, 1)
+    with pytest.raises(ValueError, match=says):
+        fpmc.FPMC(queries, responses, source)(images(1, SHAPE, 1), 1.0)
+
+
+def test_a_schedule_that_lacks_the_method_is_named_with_those_that_have_it():
+    with pytest.raises(ValueError, match="'ffhq64', a schedule without one for els, wanted one of"):
+        methods.els(Source(images(2, (3, 8, 8), 0)), "ffhq64")
+
+
+def test_plotting_is_an_attribute_of_the_package():
+    assert fpmc.plotting.__name__ == "fpmc.plotting"
+    with pytest.raises(AttributeError, match="module 'fpmc' has no attribute 'plots'"):
+        _ = fpmc.plots
