@@ -479,3 +479,31 @@ class TestMeasurements:
         (tmp_path / "engine" / "paths.csv").write_text("method,ours\noptimal\n")
         with pytest.raises(ValueError, match="not a table of measurements"):
             results.measurements("paths", tmp_path)
+
+
+class TestTrials:
+    """``results/trials.py`` keeps a trained network's errors over those of two denoisers."""
+
+    def test_a_shipped_network_s_stored_rows_are_what_is_measured(self, tmp_path, monkeypatch):
+        trials = stage("trials")
+        monkeypatch.setattr(trials, "LEVELS", [trials.LEVELS[0], trials.LEVELS[6]])
+        words = ["digits/dit-1", "--trial", "shipped", "--draws", "20", "--out", str(tmp_path)]
+        trials.main(words)
+        trials.main(words)
+        again = results.read(tmp_path.name, "trials", tmp_path.parent)
+        assert len(again) == 2
+        stored = {
+            row["sigma"]: row
+            for row in results.read("digits", "trials")
+            if (row["network"], row["trial"]) == ("digits/dit-1", "shipped")
+        }
+        for row in again:
+            for name in ("images", "minutes", "held_out", "n", "seed", "command"):
+                assert row[name] == stored[row["sigma"]][name]
+            for name in ("to_wiener", "to_optimal"):
+                assert row[name] == pytest.approx(stored[row["sigma"]][name], abs=2e-4)
+
+    def test_a_network_without_a_card_is_an_error(self, tmp_path):
+        networks.save(tiny(shape=(1, 8, 8)), tmp_path / "network.safetensors")
+        with pytest.raises(SystemExit, match="has no card of a training"):
+            stage("trials").main([str(tmp_path / "network.safetensors"), "--trial", "none"])

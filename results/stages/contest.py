@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from fpmc.methods import schedules
+from fpmc.results import contestant
 from stages.job import Job
 
 __all__ = ["KNOBS", "Contestant", "contestants", "published", "searched", "values", "wanted"]
@@ -25,6 +26,11 @@ class Contestant(NamedTuple):
     method: str
     schedule: str
     knob: object
+
+    @property
+    def name(self) -> str:
+        """What the tables' readers call it."""
+        return contestant(self.method, self.schedule)
 
 
 def values(job: Job, method: str) -> list[float]:

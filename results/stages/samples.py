@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fpmc import diffusion, metrics
-from fpmc.results import MEASURES, contestant
+from fpmc.results import MEASURES
 from fpmc.source import to_uint8
 from fpmc.storage import whole
 from stages import contest, schedules
@@ -43,12 +43,11 @@ def run(job: Job, clock: Clock) -> None:
     target = diffusion.sample(in_batches(job.other_network, job.batch), start, job.levels)
     _keep(job.out / "samples.npz", {reference: _images(target)})
     for head, who in tqdm(missing, desc="samples"):
-        name = contestant(*who[:2])
-        is_network = who.method == job.called(job.reference_file)
-        denoiser = (
-            in_batches(job.reference, job.batch) if is_network else job.method(who[0], who[2])
-        )
-        each = _each(job, name, denoiser, start, target, clock)
+        if who is network:
+            denoiser = in_batches(job.reference, job.batch)
+        else:
+            denoiser = job.method(who.method, who.knob)
+        each = _each(job, who.name, denoiser, start, target, clock)
         table.add({**head, **_summary(each), **job.provenance(who.method)})
 
 
