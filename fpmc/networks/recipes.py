@@ -57,23 +57,29 @@ class Recipe:
 
 
 SMALL = {"channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "attention": [8], "dropout": 0.0}
-TINY = {"channels": 32, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.0}
+TINY = {"channels": 32, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.2}
 WIDE = {"channels": 64, "multipliers": [1, 1, 2], "blocks": 2, "attention": [16], "dropout": 0.0}
 TOKENS = {"patch": 2, "width": 96, "depth": 5, "heads": 4, "dropout": 0.1}
 
 MEANS = {"batch": 256, "target": "posterior", "draws": (-0.6, 1.4)}
 """Large batches of posterior means, with many draws at high noise: short training on a GPU."""
 
-HIGH = {"batch": 64, "rate": 3e-3, "target": "posterior", "levels": (0.6, 1.4), "draws": (0.6, 1.4)}
-"""Small batches of posterior means, and a loss with more weight on high noise: short training on a
-CPU."""
+HIGH = {
+    "batch": 64,
+    "rate": 5e-3,
+    "optimizer": "muon",
+    "target": "posterior",
+    "levels": (1.2, 1.2),
+    "draws": (0.6, 1.4),
+}
+"""Small batches of posterior means by Muon, and a loss with most weight on high noise: on a CPU."""
 
 OTHER = {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000}
 """The options of a U-Net and of a DiT, and the budget, for a dataset that is not named below."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": HIGH
-    | {"unet": TINY, "dit": TOKENS | {"dropout": 0.0}, "images": 450_000, "flips": False},
+    | {"unet": TINY, "dit": TOKENS | {"dropout": 0.2}, "images": 1_200_000, "flips": False},
     "photos": OTHER | {"unet": SMALL, "images": 600_000},
     "photos32": OTHER | MEANS | {"images": 550_000},
     "cifar10": OTHER | MEANS,
