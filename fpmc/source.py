@@ -90,7 +90,7 @@ class Source:
                     "or a sampler produced"
                 )
         n, c, h, w = images.shape
-        if c == h > w and w in CHANNELS and c not in CHANNELS:
+        if c == h > max(CHANNELS) and w in CHANNELS:
             raise ValueError(
                 f"images: got shape {(n, c, h, w)}, which looks like (n, h, w, c), wanted "
                 "(n, c, h, w): move the last axis with images.movedim(-1, 1)"

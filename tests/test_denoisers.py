@@ -129,11 +129,6 @@ def test_a_plan_is_refused_for_operators_that_a_call_refuses(queries, responses,
         fpmc.FPMC(queries, responses, source)(images(1, SHAPE, 1), 1.0)
 
 
-def test_a_schedule_that_lacks_the_method_is_named_with_those_that_have_it():
-    with pytest.raises(ValueError, match="'ffhq64', a schedule without one for els, wanted one of"):
-        methods.els(Source(images(2, (3, 8, 8), 0)), "ffhq64")
-
-
 def test_plotting_is_an_attribute_of_the_package():
     assert fpmc.plotting.__name__ == "fpmc.plotting"
     with pytest.raises(AttributeError, match="module 'fpmc' has no attribute 'plots'"):

@@ -234,7 +234,7 @@ def test_the_published_schedules_are_used_by_name():
         assert torch.equal(ls(source)(z, sigma), ls(source, p)(z, sigma))
     for sigma, p in ((80.0, 16), (5.32, 14), (1.92, 8), (0.002, 3)):
         assert torch.equal(els(source)(z, sigma), els(source, p)(z, sigma))
-    with pytest.raises(ValueError, match="column: got 'els', wanted one of"):
+    with pytest.raises(ValueError, match="'ffhq64', a schedule without one for els"):
         els(source, "ffhq64")
 
 
