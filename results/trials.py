@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.job import Job
+from stages.job import Job, in_batches
 from stages.table import Table
 from stages.worth import LEVELS
 
@@ -55,19 +55,20 @@ def keep(file: str, trial: str, draws: int, out: Path | None = None) -> None:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no network with a card of its training.
     """
-    card, network = networks.card(file), networks.load(file)
+    card = networks.card(file)
     if "command" not in card:
         raise ValueError(f"{file}: has no card of a training")
     data, seed = card["data"], card["seed"]
     job = Job(data=data, out=out or HERE / data, label=data, seed=seed, batch=1_000)
     provenance = {name: value for name, value in job.provenance().items() if name != "seconds"}
+    network = in_batches(networks.load(file), job.batch)
     x = to_float(job.dataset.test).repeat(draws, 1, 1, 1)
     table = Table(job.out / "trials.csv", KEY)
     for sigma in LEVELS:
         z = diffusion.add_noise(x, sigma, 0)
         own, *others = (
             metrics.mse(denoiser(z, sigma), x)
-            for denoiser in (network, job.gaussian, job.method("optimal", None))
+            for denoiser in (network, job.method("wiener", None), job.method("optimal", None))
         )
         ratios = (float(own / other) for other in others)
         table.add(
