@@ -15,12 +15,18 @@ __all__ = [
     "as_images",
     "as_noise_level",
     "as_whole_number",
+    "kind",
 ]
 
 EXTREME = 1e100
 """Larger values, and noise levels below its inverse, overflow when they are squared."""
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def kind(value: Any) -> str:
+    """What an error calls the value: a tensor's dtype, or the name of another type."""
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 def as_noise_level(sigma: Any, name: str = "sigma") -> float:

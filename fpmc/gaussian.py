@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.checks import as_images, as_noise_level
+from fpmc.checks import as_images, as_noise_level, kind
 from fpmc.engine.moments import moments
 from fpmc.source import Source, as_source
 
@@ -44,8 +44,7 @@ class Gaussian:
     def __init__(self, mean: Float[Tensor, "c h w"], covariance: Float[Tensor, "d d"]):
         for name, value in (("mean", mean), ("covariance", covariance)):
             if not isinstance(value, Tensor) or not value.is_floating_point():
-                got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-                raise TypeError(f"{name}: got {got}, wanted a floating-point tensor")
+                raise TypeError(f"{name}: got {kind(value)}, wanted a floating-point tensor")
             if not value.isfinite().all():
                 raise ValueError(f"{name}: got NaN or infinite values, wanted finite ones")
         if mean.ndim != 3 or 0 in mean.shape:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.checks import as_whole_number
+from fpmc.checks import as_whole_number, kind
 
 __all__ = ["Box", "Dense", "Identity", "Ones", "Operator", "Windowed", "as_pair"]
 
@@ -196,8 +196,7 @@ class Dense(Operator):
 
     def __init__(self, matrix: Float[Tensor, "k ..."]):
         if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
-            got = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
-            raise TypeError(f"matrix: got {got}, wanted a floating-point tensor")
+            raise TypeError(f"matrix: got {kind(matrix)}, wanted a floating-point tensor")
         if matrix.ndim not in (3, 4) or 0 in matrix.shape:
             raise ValueError(
                 f"matrix: got shape {tuple(matrix.shape)}, wanted (k, h, w) or (k, c, h, w)"

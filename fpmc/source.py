@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.checks import as_images
+from fpmc.checks import as_images, kind
 
 __all__ = ["Source", "as_source", "to_float", "to_uint8"]
 
@@ -23,7 +23,7 @@ def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         TypeError: If they are not a tensor of uint8.
     """
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-        raise TypeError(f"images: got {_kind(images)}, wanted a tensor of uint8 pixel values")
+        raise TypeError(f"images: got {kind(images)}, wanted a tensor of uint8 pixel values")
     return images.to(dtype) / 127.5 - 1
 
 
@@ -35,14 +35,10 @@ def to_uint8(images: Tensor) -> Tensor:
         ValueError: If they hold NaN.
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
-        raise TypeError(f"images: got {_kind(images)}, wanted a floating-point tensor")
+        raise TypeError(f"images: got {kind(images)}, wanted a floating-point tensor")
     if images.isnan().any():
         raise ValueError("images: got NaN, wanted numbers")
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def _kind(images: Any) -> str:
-    return str(images.dtype) if isinstance(images, Tensor) else type(images).__name__
 
 
 class Source:
@@ -72,12 +68,12 @@ class Source:
             raise TypeError(
                 f"images: got {type(images).__name__}, wanted a tensor or array (n, c, h, w)"
             )
-        if isinstance(images, Tensor) and images.dtype == torch.uint8:
+        if images.dtype == torch.uint8:
             if images.ndim != 4 or 0 in images.shape:
                 raise ValueError(
                     f"images: got shape {tuple(images.shape)}, wanted (n, c, h, w), none of them 0"
                 )
-        elif isinstance(images, Tensor) and not images.is_floating_point():
+        elif not images.is_floating_point():
             raise TypeError(
                 f"images: got {images.dtype}, wanted uint8 pixel values, or floats in [-1, 1]"
             )

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.checks import kind
 from fpmc.collection import FPMC
 from fpmc.levels import Constant, Latest, nearest_level
 from fpmc.methods.schedules import Squares, patch_schedule, threshold_schedule
@@ -111,8 +112,7 @@ def _of(index: int, level: Callable[[float], tuple[Operator, Operator]], sigma: 
 def _as_maps(maps: Any, h: int, w: int) -> Float[Tensor, "k h w"]:
     """Check sensitivity maps."""
     if not isinstance(maps, Tensor) or not maps.is_floating_point():
-        got = maps.dtype if isinstance(maps, Tensor) else type(maps).__name__
-        raise TypeError(f"sensitivity: got {got}, wanted a floating-point tensor")
+        raise TypeError(f"sensitivity: got {kind(maps)}, wanted a floating-point tensor")
     if tuple(maps.shape) != (h * w, h, w):
         raise ValueError(
             f"sensitivity: got shape {tuple(maps.shape)}, wanted ({h * w}, {h}, {w}), a map per "
