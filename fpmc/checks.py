@@ -14,6 +14,7 @@ __all__ = [
     "as_generator",
     "as_images",
     "as_noise_level",
+    "as_positive",
     "as_whole_number",
     "kind",
 ]
@@ -72,11 +73,33 @@ def as_whole_number(value: Any, name: str, least: int, most: int | None = None) 
     """
     wanted = f"at least {least}" if most is None else f"between {least} and {most}"
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value != int(value):
+    is_whole = isinstance(value, int) or (
+        is_number and math.isfinite(value) and value == int(value)
+    )
+    if not is_number or not is_whole:
         raise TypeError(f"{name}: got {value!r}, wanted a whole number {wanted}")
     if value < least or (most is not None and value > most):
         raise ValueError(f"{name}: got {value}, wanted {wanted}")
     return int(value)
+
+
+def as_positive(value: Any, name: str, *, finite: bool = True) -> float:
+    """Return a number above 0 as a float.
+
+    Args:
+        value: The number.
+        name: What the error calls it.
+        finite: Whether infinity is refused.
+
+    Raises:
+        TypeError: If the value is not a number.
+        ValueError: If it is not above 0, NaN, or infinite where that is refused.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: got {type(value).__name__}, wanted a number above 0")
+    if not value > 0 or (finite and math.isinf(value)):
+        raise ValueError(f"{name}: got {value}, wanted a {'finite ' * finite}number above 0")
+    return float(value)
 
 
 def as_fraction(value: Any, name: str, *, zero: bool = True) -> float:

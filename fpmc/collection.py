@@ -22,7 +22,7 @@ from fpmc.checks import as_images, as_noise_level, as_whole_number
 from fpmc.engine import streaming
 from fpmc.engine.apart import constant
 from fpmc.levels import Constant, nearest_level
-from fpmc.operators import Dense, Operator, as_pair
+from fpmc.operators import LARGEST, Dense, Operator, as_pair
 from fpmc.source import Source, as_source
 
 __all__ = ["FPMC", "Posterior"]
@@ -45,7 +45,8 @@ class FPMC:
     Raises:
         TypeError: If an argument is of another type.
         ValueError: On a call, if Q and R differ in their number of estimators, do not fit the
-            source's images, or leave a pixel without response weight.
+            source's images, or leave a pixel without response weight, or with a sum of weights
+            that float32 hardly holds.
 
     Source: Niedoba et al. (2026), equation (10).
     """
@@ -96,9 +97,9 @@ class FPMC:
             sigma: The noise level σ > 0, one for the whole batch.
 
         Returns:
-            x̂ in [-1, 1], with z's shape, type and device; differentiable in z and in the matrices
-            of dense operators that require gradients (in reverse mode: ``backward``,
-            ``torch.autograd.grad``).
+            x̂ in [-1, 1] but for rounding, with z's shape, type and device; differentiable in z and
+            in the matrices of dense operators that require gradients (in reverse mode:
+            ``backward``, ``torch.autograd.grad``).
 
         Raises:
             TypeError: If z is not a floating-point tensor, or sigma not a number.
@@ -141,11 +142,18 @@ class FPMC:
 
     def _checked(self, z, sigma) -> tuple[Tensor, float, Operator, Operator]:
         sigma, z, queries, responses = self._prepare(z, sigma)
-        uncovered = responses.coverage() <= 0
-        if uncovered.any():
+        coverage = responses.coverage()
+        uncovered = int((coverage <= 0).sum())
+        if uncovered:
             raise ValueError(
-                f"responses: {int(uncovered.sum())} positions have no response weight, wanted a "
-                "positive sum over the estimators everywhere"
+                f"responses: {uncovered} positions have no response weight, wanted a positive sum "
+                "over the estimators everywhere"
+            )
+        least, most = (value.item() for value in coverage.aminmax())
+        if least < 1 / LARGEST or most > LARGEST:
+            raise ValueError(
+                f"responses: got sums over the estimators from {least:.3g} to {most:.3g}, wanted "
+                f"them between {1 / LARGEST:g} and {LARGEST:g}: scale them, which changes no answer"
             )
         return z, sigma, queries, responses
 

@@ -50,6 +50,10 @@ class Equivariant:
     ):
         self.source = as_source(source)
         self.budget = None if budget is None else as_whole_number(budget, "budget", 1)
+        if patch_sizes is not None and not callable(patch_sizes):
+            raise TypeError(
+                f"patch_sizes: got {patch_sizes!r}, wanted a function of sigma, or None"
+            )
         self._patch_sizes = patch_sizes
 
     def __repr__(self) -> str:
@@ -63,8 +67,8 @@ class Equivariant:
             sigma: The noise level σ > 0, one for the whole batch.
 
         Returns:
-            x̂ in [-1, 1], with z's shape, type and device. Not differentiable: a call for
-            its gradient is an error.
+            x̂ in [-1, 1] but for rounding, with z's shape, type and device. Not differentiable: a
+            call for its gradient is an error.
 
         Raises:
             TypeError: If z is not a floating-point tensor, or sigma not a number.

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_images, as_noise_level, kind
+from fpmc.engine.apart import lasting
 from fpmc.engine.moments import moments
 from fpmc.source import Source, as_source
 
@@ -52,7 +53,11 @@ class Gaussian:
         d = mean.numel()
         if tuple(covariance.shape) != (d, d):
             raise ValueError(f"covariance: got shape {tuple(covariance.shape)}, wanted ({d}, {d})")
-        self.mean = mean.double()
+        with lasting():
+            self._decompose(mean, covariance)
+
+    def _decompose(self, mean: Tensor, covariance: Tensor) -> None:
+        self.mean = mean.to(torch.float64, copy=True)
         covariance = covariance.double()
         rounding = 1e-6 * covariance.abs().max()
         if (covariance - covariance.T).abs().max() > rounding:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from fpmc.checks import as_noise_level
+from fpmc.engine.apart import lasting
 
 __all__ = ["Constant", "Latest", "nearest_level"]
 
@@ -38,7 +39,8 @@ class Latest(Generic[Value]):
     def __call__(self, sigma: float) -> Value:
         last = self._last
         if last is None or last[0] != sigma:
-            self._last = last = (sigma, self._function(sigma))
+            with lasting():
+                self._last = last = (sigma, self._function(sigma))
         return last[1]
 
     def __reduce__(self) -> tuple[Any, ...]:

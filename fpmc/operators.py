@@ -21,9 +21,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.checks import as_whole_number, kind
+from fpmc.checks import FLOATS, as_whole_number, kind
 
 __all__ = ["Box", "Dense", "Identity", "Ones", "Operator", "Windowed", "as_pair"]
+
+LARGEST = 1e30
+"""Of an entry, and of the sum of a pixel's response weights, which may not be below its inverse:
+what float32 holds with room for products."""
 
 GROUP = 64
 """Neighbouring estimators that share a window: as many as a matrix product needs to run fast."""
@@ -190,19 +194,24 @@ class Dense(Operator):
             pixel, (k, c, h, w) for one per dimension. May require gradients.
 
     Raises:
-        TypeError: If it is not a floating-point tensor.
-        ValueError: If its shape is another, or an entry is negative, NaN or infinite.
+        TypeError: If it is not a dense floating-point tensor.
+        ValueError: If its shape is another, or an entry is negative, NaN or beyond 1e30.
     """
 
     def __init__(self, matrix: Float[Tensor, "k ..."]):
-        if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
+        if not isinstance(matrix, Tensor) or matrix.dtype not in FLOATS:
             raise TypeError(f"matrix: got {kind(matrix)}, wanted a floating-point tensor")
+        if matrix.layout != torch.strided or matrix.is_meta:
+            raise TypeError("matrix: got no dense tensor with values, wanted one")
         if matrix.ndim not in (3, 4) or 0 in matrix.shape:
             raise ValueError(
                 f"matrix: got shape {tuple(matrix.shape)}, wanted (k, h, w) or (k, c, h, w)"
             )
         if not matrix.isfinite().all() or (matrix < 0).any():
             raise ValueError("matrix: got negative or non-finite entries, wanted entries ≥ 0")
+        most = matrix.detach().max().item()
+        if most > LARGEST:
+            raise ValueError(f"matrix: got {most:.3g}, wanted entries up to {LARGEST:g}")
         self.matrix = matrix
         self.k, *shape = matrix.shape
         self.shape = tuple(shape)

@@ -3,6 +3,8 @@
 import csv
 import math
 import os
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.metrics import Estimate
+from fpmc.source import to_float
 
 __all__ = [
     "FOLDER",
     "MEASURES",
+    "SETTINGS",
     "contestant",
     "images",
     "measurements",
@@ -27,6 +31,8 @@ FOLDER = Path(__file__).parents[1] / "results"
 TABLES = ("copies", "denoising", "maps", "samples", "schedules", "worth")
 MEASURES = ("mse", "r2", "nearest")
 """What is measured of every sample: error and r² to the reference's, distance to the source."""
+SETTINGS = "settings"
+"""What stands beside the measures, and is no method: what decided the samples, as JSON."""
 TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command")
 TEXT += ("device", "precision", "version", "torch", "code", "date")
 
@@ -79,8 +85,11 @@ def images(data: str, root: str | os.PathLike | None = None) -> dict[str, Float[
     path = _path(data, "samples.npz", root)
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: torch.from_numpy(file[name]).float() / 127.5 - 1 for name in file.files}
-    except (ValueError, OSError, KeyError) as error:
+            pixels = {name: torch.from_numpy(file[name]) for name in file.files}
+        if any(values.ndim != 4 for values in pixels.values()):
+            raise ValueError("arrays of other shapes")
+        return {name: to_float(values) for name, values in pixels.items()}
+    except (TypeError, ValueError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: not a file of samples ({error})") from error
 
 
@@ -95,9 +104,17 @@ def per_sample(
     path = _path(data, "each.npz", root)
     try:
         with np.load(path, allow_pickle=False) as file:
-            columns = {name: torch.from_numpy(file[name]).unbind(1) for name in file.files}
+            names = (name for name in file.files if name != SETTINGS)
+            columns = {name: torch.from_numpy(file[name]).unbind(1) for name in names}
         return {name: dict(zip(MEASURES, values, strict=True)) for name, values in columns.items()}
-    except (ValueError, OSError, KeyError, IndexError) as error:
+    except (
+        ValueError,
+        OSError,
+        KeyError,
+        IndexError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise ValueError(f"{path}: not a file of samples' measures ({error})") from error
 
 

@@ -54,9 +54,10 @@ class Source:
         weights: s_n > 0, with shape (n,); scaled to sum to 1. Uniform if left out.
 
     Raises:
-        TypeError: If the images are neither uint8 nor floating-point.
+        TypeError: If the images are neither uint8 nor floating-point, or no dense tensor.
         ValueError: If there are none, their shape or range is wrong or their channels come last,
-            they hold NaN, or a weight is not positive.
+            they hold NaN, a weight is not positive, or a tensor requires gradients: answers have
+            none with respect to the source.
 
     Source: S in Niedoba et al. (2026), equation (9).
     """
@@ -67,6 +68,10 @@ class Source:
         elif not isinstance(images, Tensor):
             raise TypeError(
                 f"images: got {type(images).__name__}, wanted a tensor or array (n, c, h, w)"
+            )
+        if images.layout != torch.strided or images.is_meta:
+            raise TypeError(
+                f"images: got {images.layout} on {images.device}, wanted a dense tensor with values"
             )
         if images.dtype == torch.uint8:
             if images.ndim != 4 or 0 in images.shape:
@@ -91,6 +96,12 @@ class Source:
                 f"images: got shape {(n, c, h, w)}, which looks like (n, h, w, c), wanted "
                 "(n, c, h, w): move the last axis with images.movedim(-1, 1)"
             )
+        for name, given in (("images", images), ("weights", weights)):
+            if isinstance(given, Tensor) and given.requires_grad:
+                raise ValueError(
+                    f"{name}: got a tensor that requires gradients, which an FPMC has for z and "
+                    f"dense operators alone, wanted {name}.detach()"
+                )
         self.images = images
         self.log_weights = None if weights is None else _log_weights(weights, len(images))
 
@@ -141,8 +152,11 @@ def _from_numpy(images: np.ndarray) -> Tensor:
     """The same memory as a tensor, also if it is read-only, which torch warns of: nobody writes."""
     if images.dtype.kind not in "uif":
         raise TypeError(f"images: got an array of {images.dtype}, wanted uint8 or floats")
+    if isinstance(images, np.ma.MaskedArray):
+        raise TypeError("images: got a masked array, wanted a plain one")
     if any(stride < 0 for stride in images.strides):
         images = np.ascontiguousarray(images)
+    images = images.astype(images.dtype.newbyteorder("="), copy=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(images)
@@ -150,8 +164,8 @@ def _from_numpy(images: np.ndarray) -> Tensor:
 
 def _log_weights(weights: Any, n: int) -> Float[Tensor, " n"]:
     try:
-        is_tensor = isinstance(weights, Tensor) and not weights.is_complex()
-        weights = weights.detach() if is_tensor else np.asarray(weights, np.float64)
+        if not isinstance(weights, Tensor) or weights.is_complex():
+            weights = np.asarray(weights, np.float64)
         weights = torch.as_tensor(weights, dtype=torch.float64)
     except (TypeError, ValueError):
         weights = None

@@ -32,12 +32,16 @@ from stages.clock import Clock, OutOfTimeError
 from stages.job import SMALL, Job
 
 from fpmc import networks
-from fpmc.checks import as_device
+from fpmc.checks import as_device, as_positive, as_whole_number
 from fpmc.engine import as_precision
 
 HERE = Path(__file__).parent
 STAGES = ("train", "worth", "maps", "schedules", "denoising", "samples", "engine")
 SHIPPED_STAGES = ("schedules", "denoising", "samples")
+METHODS = ("optimal", "wiener", *contest.KNOBS)
+LEAST = {"points": 1, "search_points": 1, "samples": 1, "part": 1, "batch": 1, "steps": 2}
+LEAST |= {"map_images": 1, "seed": 0}
+"""The least that an argument may be."""
 OUT_OF_TIME = 75
 """Exit status of a run that its minutes stopped (EX_TEMPFAIL)."""
 
@@ -76,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--method",
-        choices=["optimal", "wiener", *contest.KNOBS],
+        choices=METHODS,
         action="append",
         default=[],
         help="run this one alone (again for others)",
@@ -125,14 +129,28 @@ def job_of(given: argparse.Namespace) -> Job:
     Raises:
         ValueError: If an argument cannot be read.
     """
-    as_device(given.device)
-    label, on_cuda = given.label or Path(given.data).stem, given.device.startswith("cuda")
+    on_cuda = as_device(given.device).type == "cuda"
+    for name, least in LEAST.items():
+        value = getattr(given, name)
+        if value is not None:
+            as_whole_number(value, f"--{name.replace('_', '-')}", least)
+    for name in ("minutes", "train_minutes", "budget"):
+        value = getattr(given, name)
+        if value is not None:
+            as_positive(value, f"--{name.replace('_', '-')}", finite=name != "minutes")
+    label = given.label or Path(given.data).stem
     if as_precision(given.precision) in ("tf32", "bf16") and not on_cuda:
         raise ValueError(f"precision: got {given.precision!r} on {given.device}, wanted cuda")
     try:
         sources = {name: int(n) for name, n in (pair.split("=") for pair in given.sources)}
     except ValueError as error:
         raise ValueError(f"sources: got {given.sources}, wanted METHOD=N") from error
+    for name, n in sources.items():
+        if name not in METHODS:
+            raise ValueError(f"sources: got {name!r}, wanted one of {', '.join(METHODS)}")
+        as_whole_number(n, f"sources: {name}", 1)
+    if not isinstance(given.recipe, dict):
+        raise ValueError(f"recipe: got {given.recipe!r}, wanted an object")
     return Job(
         data=given.data,
         out=given.out or HERE / label,
@@ -145,7 +163,7 @@ def job_of(given: argparse.Namespace) -> Job:
         searched=given.search_points,
         samples=given.samples,
         part=given.part,
-        batch=given.batch or (1000 if given.device == "cuda" else 16),
+        batch=given.batch or (1000 if on_cuda else 16),
         sources=sources,
         papers=given.data not in SMALL if given.papers is None else given.papers,
         only=tuple(given.method),
@@ -163,9 +181,10 @@ def stages_of(given: argparse.Namespace, job: Job) -> dict[str, Callable[[Clock]
     """The stages asked for, in order."""
     changes = {} if given.train_minutes is None else {"minutes": given.train_minutes}
     own = [arch for arch, named in (("ddpmpp", job.network), ("ncsnpp", job.other)) if not named]
-    compiled = given.device.startswith("cuda") if given.compiled is None else given.compiled
+    device = torch.device(given.device).type
+    compiled = device == "cuda" if given.compiled is None else given.compiled
     training = train.Training(tuple(given.arch or own), changes | given.recipe, compiled)
-    benchmarks = given.benchmark or engine.DEFAULT[torch.device(given.device).type]
+    benchmarks = given.benchmark or engine.DEFAULT[device]
     run = {
         "train": lambda clock: train.run(job, clock, training),
         "worth": lambda clock: worth.run(job, clock),
@@ -191,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             except OutOfTimeError:
                 print(f"{name}: stopped after {given.minutes:g} minutes; the same command goes on")
                 sys.exit(OUT_OF_TIME)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (TypeError, ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

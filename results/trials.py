@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draws = as_whole_number(given.draws, "--draws", 1)
         for file in given.files:
             keep(file, given.trial, draws, given.out)
-    except (ValueError, FileNotFoundError) as error:
+    except (TypeError, ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -59,7 +59,8 @@ def keep(file: str, trial: str, draws: int, out: Path | None = None) -> None:
     if "command" not in card:
         raise ValueError(f"{file}: has no card of a training")
     data, seed = card["data"], card["seed"]
-    job = Job(data=data, out=out or HERE / data, label=data, seed=seed, batch=1_000)
+    label = Path(data).stem
+    job = Job(data=data, out=out or HERE / label, label=label, seed=seed, batch=1_000)
     provenance = {name: value for name, value in job.provenance().items() if name != "seconds"}
     network = in_batches(networks.load(file), job.batch)
     x = to_float(job.dataset.test).repeat(draws, 1, 1, 1)
@@ -73,8 +74,8 @@ def keep(file: str, trial: str, draws: int, out: Path | None = None) -> None:
         ratios = (float(own / other) for other in others)
         table.add(
             {
-                "data": data,
-                "network": f"{data}/{card['arch']}" + (f"-{seed}" if seed else ""),
+                "data": label,
+                "network": f"{label}/{card['arch']}" + (f"-{seed}" if seed else ""),
                 "trial": trial,
                 "images": card["images"],
                 "minutes": f"{card['minutes']:.1f}",

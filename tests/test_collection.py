@@ -114,6 +114,12 @@ def test_bad_calls_are_named(source, z, sigma, error, says):
         (3, Ones((4, 5)), TypeError, "queries: got int"),
         (Ones((4, 5)), lambda sigma: None, ValueError, "responses: got None"),
         (Ones((4, 5)), Dense(torch.zeros(1, 4, 5)), ValueError, "responses: 20 positions have no"),
+        (
+            Ones((4, 5)),
+            Dense(torch.full((1, 4, 5), 1e-40, dtype=torch.float64)),
+            ValueError,
+            "sums over the estimators from 1e-40 to 1e-40, wanted them between 1e-30 and 1e+30",
+        ),
     ],
 )
 def test_bad_operators_are_named(source, queries, responses, error, says):

@@ -1,8 +1,12 @@
 """The datasets: embedded ones, archives, and every way in which a file can be wrong."""
 
+import contextlib
+import io
 import json
 import sys
+import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -233,8 +237,42 @@ def test_bad_arguments_are_named(arguments, error, says):
     assert says in str(caught.value)
 
 
+def test_a_path_is_a_path_and_a_name_a_name(tmp_path, monkeypatch):
+    write_archive(tmp_path / "photos", random_images(3, (4, 4, 3)))
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path("photos"), "./photos"):
+        assert load(folder, n_test=0).train.shape == (3, 3, 4, 4)
+    assert load("photos", n_train=2, n_test=1).train.shape == (2, 3, 16, 16)
+    monkeypatch.chdir(tmp_path / "photos")
+    assert load(".", n_test=0).train.shape == (3, 3, 4, 4)
+
+
 class TestBadArchives:
     """Each error names the file."""
+
+    @pytest.mark.parametrize("method", ["ZIP_DEFLATED", "ZIP_LZMA", "ZIP_BZIP2"])
+    def test_a_packed_zip_with_wrong_bytes_anywhere(self, tmp_path, method):
+        path, content = tmp_path / "images.zip", io.BytesIO()
+        image = Image.fromarray(np.arange(3 * 256, dtype=np.uint8).reshape(16, 16, 3))
+        image.save(content, "BMP")
+        with zipfile.ZipFile(path, "w", getattr(zipfile, method)) as archive:
+            archive.writestr("00000/a.bmp", content.getvalue())
+        whole = path.read_bytes()
+        for place in range(45, 120, 3):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+            with contextlib.suppress(ValueError):
+                load(path, n_test=0)
+
+    @pytest.mark.parametrize("suffix", ["png", "tif"])
+    def test_a_picture_with_wrong_bytes_anywhere(self, tmp_path, suffix):
+        path = tmp_path / "images" / f"a.{suffix}"
+        path.parent.mkdir()
+        Image.fromarray(random_images(1, (4, 4, 3))[0]).save(path)
+        whole = path.read_bytes()
+        for place in range(len(whole)):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+            with contextlib.suppress(ValueError), warnings.catch_warnings(action="ignore"):
+                load(path.parent, n_test=0)
 
     def test_no_zip(self, tmp_path):
         path = tmp_path / "images.zip"

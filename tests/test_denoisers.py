@@ -77,6 +77,13 @@ def test_without_noise_the_optimal_denoiser_answers_with_the_nearest_image(x):
         assert torch.equal(methods.optimal(source)(x, sigma), source[nearest])
 
 
+def test_distances_and_numbers_of_images_do_not_overflow_in_half_precision():
+    source, ones = Source(torch.zeros(70_000, 1, 1, 1)), Ones((1, 1))
+    z = torch.full((1, 1, 1, 1), 300.0, dtype=torch.float16)
+    assert fpmc.FPMC(ones, ones, source).posterior(z, 1.0).effective_number().item() > 69_999
+    assert fpmc.metrics.nearest(z, source)[0].item() == 300
+
+
 def no_gradient(value, leaf):
     with pytest.raises(RuntimeError, match="not differentiable, got a call for its gradient"):
         (leaf.sum() + value.sum()).backward()
@@ -104,6 +111,17 @@ def test_posteriors_and_pruned_answers_have_no_gradients(ask, of, x):
         no_gradient(found if ask == "weights" else found(), leaf)
 
 
+def test_what_was_asked_in_inference_mode_can_be_differentiated_later(denoiser, x):
+    with torch.inference_mode():
+        inside = denoiser(x, 0.7)
+        made = methods.wiener(Source(images(12, SHAPE, 0)))
+    assert torch.equal(inside, denoiser(x, 0.7))
+    for each in (made,) if "Equivariant" in repr(denoiser) else (made, denoiser):
+        leaf = x.clone().requires_grad_()
+        each(leaf, 0.7).sum().backward()
+        assert leaf.grad.isfinite().all()
+
+
 @pytest.mark.usefixtures("as_users_do")
 def test_a_noise_level_that_requires_gradients_is_an_error(denoiser, x):
     sigma = torch.tensor(1.0, requires_grad=True)
@@ -111,6 +129,24 @@ def test_a_noise_level_that_requires_gradients_is_an_error(denoiser, x):
         denoiser(x, sigma)
     with torch.no_grad():
         assert torch.equal(denoiser(x, sigma), denoiser(x, 1.0))
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_what_is_no_gaussian_and_no_schedule_is_named():
+    source = Source(images(2, SHAPE, 0))
+    with pytest.raises(TypeError, match="gaussian: got str"):
+        methods.lukoianov(source, 0.1, gaussian="x")
+    with pytest.raises(TypeError, match="patch_sizes: got 5, wanted a function of sigma"):
+        fpmc.equivariant.Equivariant(5, source)
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_a_plan_is_refused_for_devices_and_sources_that_are_none():
+    source, ones = Source(images(2, SHAPE, 0)), Ones((5, 5))
+    with pytest.raises(ValueError, match="device: got 'nowhere', which cannot be used"):
+        plan(ones, ones, source, 1, device="nowhere")
+    with pytest.raises(TypeError, match="source: got Tensor"):
+        plan(ones, ones, source.images, 1)
 
 
 @pytest.mark.parametrize(

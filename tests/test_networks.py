@@ -97,12 +97,20 @@ class TestArchitectures:
             inside = down(wide)[:, :, 2:-2, 2:-2]
             torch.testing.assert_close(inside, torch.ones_like(inside))
 
+    @pytest.mark.usefixtures("as_users_do")
     @pytest.mark.parametrize(
         ("arch", "shape", "options", "message"),
         [
             ("unet", SHAPE, {}, "arch: got 'unet', wanted one of ddpmpp, ncsnpp, dit"),
             ("ddpmpp", (3, 9, 9), TINY, "can be halved 1 times"),
             ("ddpmpp", (3, 8, 4), TINY, "wanted square images"),
+            ("ddpmpp", SHAPE, TINY | {"embedding": "x"}, "embedding: got 'x', wanted 'positional'"),
+            ("ddpmpp", SHAPE, TINY | {"encoder": "x"}, "encoder: got 'x', wanted 'standard'"),
+            ("ddpmpp", SHAPE, TINY | {"channels": 2}, "channels: got 2, wanted at least 4"),
+            ("ddpmpp", SHAPE, TINY | {"channels": 5}, "channels: got 5, wanted an even number"),
+            ("ddpmpp", SHAPE, TINY | {"blocks": 0}, "blocks: got 0, wanted at least 1"),
+            ("dit", SHAPE, {"patch": 0}, "patch: got 0, wanted at least 1"),
+            ("dit", SHAPE, {"heads": 0}, "heads: got 0, wanted at least 1"),
             ("dit", SHAPE, {"patch": 3}, "wanted a divisor of the side"),
             ("dit", SHAPE, {"width": 10, "heads": 3}, "wanted a multiple of 4 and of heads"),
         ],
@@ -230,6 +238,24 @@ class TestFiles:
             path.write_bytes(data[:length])
             with pytest.raises(ValueError, match=r"network\.safetensors: not a whole"):
                 networks.load(path)
+
+    @pytest.mark.parametrize("card", [None, "{", "3"])
+    def test_a_card_that_cannot_be_read_is_an_error(self, card, tmp_path):
+        from safetensors.torch import save_file
+
+        path = tmp_path / "network.safetensors"
+        metadata = {"format": "fpmc network 1"} | ({} if card is None else {"card": card})
+        save_file({"a": torch.zeros(1)}, path, metadata)
+        with pytest.raises(ValueError, match=r"network\.safetensors: its card cannot be read"):
+            networks.card(path)
+
+    def test_a_network_loaded_in_inference_mode_can_be_differentiated(self, tmp_path):
+        networks.save(tiny(), tmp_path / "network.safetensors")
+        with torch.inference_mode():
+            network = networks.load(tmp_path / "network.safetensors")
+        z = noisy().requires_grad_()
+        network(z, 0.8).sum().backward()
+        assert z.grad.isfinite().all()
 
     def test_a_foreign_file_is_an_error(self, tmp_path):
         from safetensors.torch import save_file

@@ -13,7 +13,11 @@ import torch
 from torch import nn
 
 from fpmc import networks
+from fpmc.data import Dataset
 from fpmc.networks.official import Record, read_pickle
+from fpmc.networks.recipes import Recipe
+from fpmc.networks.train import train
+from fpmc.source import to_uint8
 from tests.test_networks import noisy, tiny
 
 ARGUMENTS = {
@@ -120,6 +124,24 @@ def test_a_checkpoint_gives_the_network_that_it_holds(arch, protocol, edm, tmp_p
     path.write_bytes(checkpoint(network, edm, protocol, **ARGUMENTS[arch]))
     loaded = networks.load(path)
     assert torch.equal(loaded(noisy(), 0.8), network(noisy(), 0.8))
+
+
+def test_training_goes_on_from_a_checkpoint_and_its_card_says_so(edm, tmp_path):
+    path, toy = tmp_path / "network.pkl", 2 * torch.rand(8, 3, 8, 8) - 1
+    path.write_bytes(checkpoint(tiny(), edm, **ARGUMENTS["ddpmpp"]))
+    options = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.0}
+    recipe = Recipe("toy", "ddpmpp", options, images=8, batch=4, start=str(path))
+    dataset = Dataset("toy", to_uint8(toy), to_uint8(toy[:2]))
+    train(recipe, tmp_path / "run", dataset=dataset, precision="float32", progress=False)
+    card = networks.card(tmp_path / "run" / "network.safetensors")
+    assert card["begun"] == {"network": str(path)}
+
+
+def test_arguments_without_the_images_side_are_an_error(edm, tmp_path):
+    path = tmp_path / "network.pkl"
+    path.write_bytes(checkpoint(tiny(), edm).replace(b"img_resolution", b"img_resolutiom"))
+    with pytest.raises(ValueError, match=r"network\.pkl: its weights do not fit its arguments"):
+        networks.load(path)
 
 
 def test_an_augmentation_condition_is_kept_and_is_zero(edm, tmp_path):

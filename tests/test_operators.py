@@ -92,6 +92,9 @@ def test_arrays_of_another_shape_are_refused(op):
             "matrix: got torch.int64",
         ),
         (lambda: Dense([[1.0]]), TypeError, "matrix: got list"),
+        (lambda: Dense(torch.full((2, 3, 3), 2e30)), ValueError, "matrix: got 2e+30, wanted"),
+        (lambda: Dense(torch.ones(2, 3, 3).to_sparse()), TypeError, "matrix: got no dense"),
+        (lambda: Dense(torch.ones(2, 3, 3, device="meta")), TypeError, "matrix: got no dense"),
     ],
 )
 def test_bad_input_is_named(make, error, says):

@@ -61,6 +61,23 @@ def everything(kind, source, z, budget):
     return [x_hat, to_z, to_q] + ([] if to_r is None else [to_r])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiles_without_any_weight_add_nothing_to_gradients(channels):
+    """All but the first images are far away, and lie in tiles of their own."""
+    x = 0.1 * images(600, (channels, 6, 6), 0, torch.float64) - 0.9
+    x[:5] += 1.8
+    source, z = Source(x.clamp(-1, 1)), images(2, (channels, 6, 6), 1, torch.float64)
+    q, r = (Dense(matrix(36, (6, 6), seed).requires_grad_()) for seed in (0, 1))
+
+    def gradients(source, budget=None):
+        answer = FPMC(q, r, source, budget=budget)(0.05 * z + 0.9, 0.05)
+        return torch.autograd.grad(answer.square().sum(), (q.matrix, r.matrix))
+
+    near = Source(source.images[:5])
+    for ours, theirs in zip(gradients(source, 400_000), gradients(near), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_what_is_kept_is_what_saves_a_product():
     source = similar(100, 0.3)
     z = source[:2]

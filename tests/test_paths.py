@@ -171,6 +171,19 @@ def test_the_exponential_of_what_is_far_is_negligible():
         assert 0 <= compiled.exp(torch.tensor(t).numpy()[()]) < 2e-38
 
 
+def test_where_no_machine_code_can_be_kept_it_is_made_anew(monkeypatch):
+    def njit(cache=False, **_):
+        def decorator(function):
+            if cache:
+                raise RuntimeError("cannot cache function 'f': no locator available")
+            return function
+
+        return decorator
+
+    monkeypatch.setattr(compiled, "njit", njit)
+    assert compiled.compiled(abs)(-1) == 1
+
+
 class TestGradients:
     """The compiled paths answer; the streaming engine goes back."""
 
@@ -184,6 +197,25 @@ class TestGradients:
         (ours,) = torch.autograd.grad((answer * direction).sum(), leaf)
         expected = Streaming(0.6, *operators, source).pull(z, answer.detach(), direction)
         torch.testing.assert_close(ours, expected)
+
+    @pytest.mark.parametrize("border", ["valid", "clip"])
+    def test_nothing_is_read_that_was_not_written(self, border, monkeypatch):
+        """Single pixels have no running sums, whose buffer is left as it comes."""
+        pixel = Box((7, 6), 1, border)
+        source = Source(images(100, (3, 7, 6), 0))
+        z, direction = noisy(2, source, 0.6, 0), images(2, (3, 7, 6), 1)
+        expected = Streaming(0.6, pixel, pixel, source).pull(z, z, direction)
+        empty = torch.empty
+
+        def spoilt(*shape, **options):
+            made = empty(*shape, **options)
+            return made.fill_(torch.nan) if made.is_floating_point() else made
+
+        squares = boxes.Squares(0.6, pixel, pixel, source)
+        monkeypatch.setattr(boxes.torch, "empty", spoilt)
+        answer = squares.answer(z)
+        torch.testing.assert_close(squares.pull(z, z, direction), expected)
+        assert answer.isfinite().all()
 
 
 class TestPlan:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import fpmc
 from fpmc import FPMC, Source, diffusion
 from fpmc.engine.pruning import BLOCKS
-from fpmc.operators import Ones
+from fpmc.operators import Dense, Ones, Window, Windowed
 from tests.helpers import PeakMemory, collections, exact, images, relative
 
 SHAPES = st.tuples(st.sampled_from([1, 3]), st.integers(2, 9), st.integers(2, 9))
@@ -35,6 +35,21 @@ def adversarial(kind, n, shape, sigma, seed):
         x = x[:, :1, :1, :1].abs() * signs * torch.linspace(-1, 1, n).view(-1, 1, 1, 1)
     weights = 10 ** (3 * images(n, (1,), seed + 2)[:, 0]) if seed % 2 else None
     return Source(x.clamp(-1, 1), weights)
+
+
+@pytest.mark.parametrize("as_windows", [True, False])
+def test_rows_of_other_numbers_than_zero_and_one_are_bounded_by_their_least(as_windows):
+    """A row of one large entry: its block sums to as much as a block of ones."""
+    rows = torch.zeros(1, 4, 4, dtype=torch.float64)
+    rows[0, 0, 0] = 16
+    window = Windowed((4, 4), rows.flatten(1), [Window(slice(0, 1), slice(0, 16))])
+    queries = window if as_windows else Dense(rows)
+    x = torch.zeros(2, 1, 4, 4, dtype=torch.float64)
+    x[0, 0, 0, 0], x[1, 0, 1:] = 0.1, 0.9
+    z = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    collection = FPMC(queries, Ones((4, 4)), Source(x))
+    pruned = collection.pruned(z, 0.1, 1e-6)
+    assert (pruned.x_hat - collection(z, 0.1)).abs().max() <= pruned.bound + 1e-12
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

@@ -1,7 +1,9 @@
 """Stored tables: what is read is what was written, and computing goes on where it stopped."""
 
+import contextlib
 import csv
 import importlib
+import io
 import itertools
 import math
 import re
@@ -278,6 +280,25 @@ def test_rows_over_another_part_of_the_source_stand_beside_the_others(job):
         assert seen == ["40"] * (len(seen) // 2) + ["1500"] * (len(seen) // 2)
 
 
+def test_samples_of_another_reference_or_seed_are_not_taken_for_these(job, tmp_path):
+    job = replace(job, only=("optimal",))
+    run(job, "samples")
+    path = job.out / "samples.csv"
+    before = path.read_bytes()
+    for changes in ({"other": str(tmp_path / "network0.safetensors")}, {"seed": 1}):
+        path.unlink(missing_ok=True)
+        with pytest.raises(ValueError, match=r"each\.npz: holds samples by .* name another folder"):
+            run(replace(job, **changes), "samples")
+    path.write_bytes(before)
+    assert list(results.per_sample("digits", tmp_path))[1:] == ["optimal"]
+
+
+def test_a_row_says_on_which_gpu_it_was_computed(job, monkeypatch):
+    monkeypatch.setattr(type(job), "seen_by", lambda self, method: [])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU, {device}")
+    assert replace(job, device="cuda:1").provenance()["device"] == "a GPU, cuda:1"
+
+
 def test_copies_of_training_images_are_kept_only_where_they_may_be_passed_on(job, tmp_path):
     for papers in (False, True):
         out = tmp_path / str(papers)
@@ -411,6 +432,20 @@ def test_what_the_command_cannot_do_is_one_line(tmp_path):
         main(["--data", "photos32", "--stage", "train", "--recipe", '{"batches": 3}'])
     with pytest.raises(SystemExit, match="error: precision: got 'tf32' on cpu, wanted cuda"):
         main(["--data", "digits", "--precision", "tf32"])
+    for words, says in (
+        (["--points", "-290"], "--points: got -290, wanted at least 1"),
+        (["--part", "-5"], "--part: got -5, wanted at least 1"),
+        (["--steps", "1"], "--steps: got 1, wanted at least 2"),
+        (["--batch", "0"], "--batch: got 0"),
+        (["--minutes", "nan"], "--minutes: got nan, wanted a number above 0"),
+        (["--budget", "inf"], "--budget: got inf, wanted a finite number above 0"),
+        (["--sources", "els=-1490"], "sources: els: got -1490"),
+        (["--sources", "foo=3"], "sources: got 'foo', wanted one of optimal"),
+        (["--recipe", "[1]"], r"recipe: got \[1\], wanted an object"),
+        (["--stage", "engine", "--benchmark", "paths.py {foo}"], "benchmark: got 'paths.py {foo}'"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: {says}"):
+            main(["--data", "digits", "--out", str(tmp_path), *words])
     words = ["--data", "digits", "--out", str(tmp_path), "--stage", "engine"]
     with pytest.raises(SystemExit, match=r"error: .*none\.py: no such benchmark"):
         main([*words, "--benchmark", "none.py"])
@@ -448,6 +483,15 @@ def test_a_missing_or_foreign_table_is_an_error(tmp_path):
         results.images("digits", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"compute\.py --data digits computes it"):
         results.per_sample("digits", tmp_path)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, optimal=np.random.default_rng(0).random((40, 3)))
+    whole = packed.getvalue()
+    for place in range(0, len(whole), 7):
+        spoilt = whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :]
+        for name, read in (("samples", results.images), ("each", results.per_sample)):
+            (tmp_path / "digits" / f"{name}.npz").write_bytes(spoilt)
+            with contextlib.suppress(ValueError):
+                read("digits", tmp_path)
     np.savez(tmp_path / "digits" / "each.npz", optimal=np.zeros((4, 2)))
     with pytest.raises(ValueError, match="not a file of samples' measures"):
         results.per_sample("digits", tmp_path)
@@ -502,6 +546,20 @@ class TestTrials:
                 assert row[name] == stored[row["sigma"]][name]
             for name in ("to_wiener", "to_optimal"):
                 assert row[name] == pytest.approx(stored[row["sigma"]][name], abs=2e-4)
+
+    def test_nothing_is_written_among_the_images(self, tmp_path, monkeypatch):
+        trials = stage("trials")
+        monkeypatch.setattr(trials, "LEVELS", [1.0])
+        monkeypatch.setattr(trials, "HERE", tmp_path / "results")
+        data = folder_of_images(tmp_path)
+        card = {"data": str(data), "arch": "ddpmpp", "seed": 0, "images": 1, "minutes": 1.0}
+        card |= {"loss": [{"held_out": 1.0}], "command": "none"}
+        networks.save(tiny(shape=(3, 8, 8)), tmp_path / "network.safetensors", card)
+        before = sorted(data.parent.rglob("*"))
+        trials.main([str(tmp_path / "network.safetensors"), "--trial", "none"])
+        (row,) = rows(tmp_path / "results" / data.stem / "trials.csv")
+        assert row["network"] == f"{data.stem}/ddpmpp"
+        assert sorted(p for p in data.parent.rglob("*") if "results" not in p.parts) == before
 
     def test_a_network_without_a_card_is_an_error(self, tmp_path):
         networks.save(tiny(shape=(1, 8, 8)), tmp_path / "network.safetensors")

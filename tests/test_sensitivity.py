@@ -276,13 +276,48 @@ def test_the_command_line_keeps_a_network_s_maps(tmp_path):
     words = ["--network", str(tmp_path / "network.safetensors"), "--images", "1", "--steps", "2"]
     main([*words, "--cache", str(tmp_path), "--out", str(tmp_path / "maps.npz")])
     assert list(sensitivity.read(tmp_path / "maps.npz")) == pytest.approx([80.0, 0.002])
+    networks.save(tiny(shape=(1, 8, 8)), tmp_path / "bare.safetensors")
     with pytest.raises(SystemExit, match="error: network: got 'nothing'"):
         main(["--network", "nothing", "--out", str(tmp_path / "x.npz")])
     for words, says in (
         (["--images", "-1"], "--images: got -1, wanted between 1 and 297"),
         (["--images", "298"], "--images: got 298, wanted between 1 and 297"),
         (["--device", "nowhere"], "--device: got 'nowhere', which cannot be used"),
-        (["--out", str(tmp_path / "missing" / "x.npz")], "--out: no folder"),
+        (["--out", str(tmp_path / "missing" / "x.npz")], "--out: got .*x.npz, wanted a file"),
+        (["--out", str(tmp_path)], "--out: got .*, wanted a file in a folder that is there"),
+        (["--network", str(tmp_path / "bare.safetensors")], ".*its card names no data"),
     ):
         with pytest.raises(SystemExit, match=f"error: {says}"):
             main(["--network", "digits/dit", "--out", str(tmp_path / "x.npz"), *words])
+
+
+@pytest.mark.usefixtures("as_users_do")
+@pytest.mark.parametrize(
+    ("maps", "options", "error", "says"),
+    [
+        ({}, {}, ValueError, r"maps: got shapes \[\], wanted one"),
+        ({1.0: torch.ones(4, 4) / 4}, {}, ValueError, r"maps: got shapes \[\(4, 4\)\]"),
+        ({1.0: torch.zeros(4, 2, 2)}, {}, ValueError, "maps: got one at sigma = 1 that is no"),
+        ({1.0: torch.full((4, 2, 2), torch.nan)}, {}, ValueError, "maps: got one at sigma = 1"),
+        (
+            {1.0: torch.full((4, 2, 2), 0.25), 2.0: torch.full((1, 1, 1), 1.0)},
+            {},
+            ValueError,
+            "maps: got shapes",
+        ),
+        ({1.0: torch.full((4, 2, 2), 0.25)}, {"dtype": np.int8}, TypeError, "dtype: got"),
+    ],
+)
+def test_what_is_no_map_is_not_written(maps, options, error, says, tmp_path):
+    with pytest.raises(error, match=says):
+        sensitivity.write(tmp_path / "maps.npz", maps, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_maps_of_a_collection_can_be_asked_for_in_inference_mode():
+    denoiser, x = methods.optimal(Source(images(5, (1, 2, 2)))), images(1, (1, 2, 2), 1)
+    expected = sensitivity.maps(denoiser, 1.0, x)
+    with torch.inference_mode():
+        assert torch.equal(sensitivity.maps(denoiser, 1.0, x), expected)
+    with pytest.raises(ValueError, match="budget: got 0"):
+        sensitivity.maps(denoiser, 1.0, x, budget=0)

@@ -29,6 +29,11 @@ def test_images_stay_as_they_are_given_and_are_read_as_floats():
     assert "5 images, 3 × 4 × 4" in repr(source)
 
 
+def test_an_array_of_the_other_byte_order_is_a_source():
+    values = np.linspace(-1, 1, 18, dtype=np.float32).reshape(2, 1, 3, 3)
+    assert torch.equal(Source(values.astype(">f4"))[:], Source(values)[:])
+
+
 def test_a_memory_mapped_array_is_a_source(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (6, 1, 3, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", array)
@@ -60,6 +65,16 @@ def test_weights_are_scaled_to_one(weights):
         ([[1.0]], None, TypeError, "images: got list, wanted a tensor or array"),
         (torch.ones(1, 1, 2, 2).double() + 1e-15, None, ValueError, "to 1.00000000000000"),
         (torch.zeros(2, 8, 8, 3), None, ValueError, "images.movedim(-1, 1)"),
+        (torch.zeros(2, 1, 2, 2).to_sparse(), None, TypeError, "images: got torch.sparse_coo"),
+        (torch.zeros(2, 1, 2, 2, device="meta"), None, TypeError, "torch.strided on meta"),
+        (np.ma.zeros((2, 1, 2, 2), np.uint8), None, TypeError, "images: got a masked array"),
+        (torch.zeros(2, 1, 2, 2, requires_grad=True), None, ValueError, "wanted images.detach()"),
+        (
+            torch.zeros(2, 1, 2, 2),
+            torch.ones(2, requires_grad=True),
+            ValueError,
+            "wanted weights.detach()",
+        ),
         (torch.zeros(2, 1, 2, 2), [1.0], ValueError, "weights: got shape (1,), wanted (2,)"),
         (torch.zeros(2, 1, 2, 2), [1.0, 0.0], ValueError, "weights: got values"),
         (torch.zeros(2, 1, 2, 2), [1.0, torch.nan], ValueError, "weights: got values"),

@@ -1,6 +1,7 @@
 """Training: what it minimises, that it is reproducible, and that nothing is lost when it stops."""
 
 import csv
+import math
 import os
 import shlex
 import shutil
@@ -379,7 +380,10 @@ class TestOutcome:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"images": 0}, "got no budget"),
+            ({"images": 0}, "budget: got none"),
+            ({"images": 0, "minutes": math.nan}, "budget: got 0 images, nan minutes"),
+            ({"minutes": math.inf}, "budget: got .* images, inf minutes"),
+            ({"images": -1}, "budget: got -1 images"),
             ({"batch": 0}, "batch: got 0, wanted at least 1"),
             ({"optimizer": "sgd"}, "optimizer: got 'sgd', wanted one of adam, muon"),
             ({"target": "mean"}, "target: got 'mean', wanted 'image' or 'posterior'"),
@@ -399,6 +403,14 @@ class TestOutcome:
             training.main(
                 ["--data", "digits", "--arch", "dit", "--options", '{"patch": 2, "width": 5}', *out]
             )
+        words = ["--data", "digits", "--arch", "dit", "--images", "4", "--batch", "4", *out]
+        for options in ('{"widht": 8}', "[1]", "3"):
+            with pytest.raises(SystemExit, match="error: "):
+                training.main([*words, "--options", options])
+        (tmp_path / "file").write_text("")
+        tiny = '{"patch": 4, "width": 8, "depth": 1, "heads": 1}'
+        with pytest.raises(SystemExit, match=r"error: .*file"):
+            training.main([*words[:-1], str(tmp_path / "file"), "--options", tiny])
 
 
 def test_processes_share_the_batch_and_agree_with_one(toy, tmp_path):

@@ -6,13 +6,15 @@ and ``test`` at the top are two parts.
 """
 
 import io
+import lzma
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 __all__ = ["PARTS", "parts", "read_archive"]
@@ -76,7 +78,14 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        OSError,
+        EOFError,
+        RuntimeError,
+    ) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
 
 
@@ -110,10 +119,11 @@ def _decode(content: bytes, where: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        pages = getattr(image, "n_frames", 1)
+    except Exception as error:  # Pillow's readers of broken files raise many kinds
         raise ValueError(f"{where}: cannot be read as an image ({error})") from error
     if image.mode not in ("L", "RGB"):
         raise ValueError(f"{where}: got an image of mode {image.mode}, wanted grey (L) or RGB")
-    if getattr(image, "n_frames", 1) > 1:
-        raise ValueError(f"{where}: got {image.n_frames} pages, wanted one image per file")
+    if pages > 1:
+        raise ValueError(f"{where}: got {pages} pages, wanted one image per file")
     return image

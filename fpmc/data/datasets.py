@@ -71,11 +71,12 @@ def load(
     - a path to a folder or ZIP in the layout of EDM's dataset tool (PNG, JPEG, WebP, BMP or TIFF).
       If its name ends in ``-train`` and its twin ending in ``-test`` lies beside it, that is the
       test set; if its images lie in folders ``train`` and ``test``, the second is. A folder that
-      is called like one of the above is ``./photos``.
+      is called like one of the above is ``"./photos"``, or a :class:`pathlib.Path`.
 
     A dataset without a test set of its own holds out a tenth of its images, at least one and at
-    most 1,000. Which ones does not depend on the seed, so that what a network was trained on is
-    never among them; ``n_test=0`` holds out none.
+    most 1,000 (digits 297). Which ones does not depend on the seed, so that what a network was
+    trained on is never among them; a larger ``n_test`` holds out images on which networks were
+    trained, ``n_test=0`` none.
 
     Args:
         name: A name, or a path.
@@ -98,7 +99,9 @@ def load(
         if not isinstance(value, str | os.PathLike):
             raise TypeError(f"{argument}: got {type(value).__name__}, wanted a name or a path")
     root = home(root)
-    name = os.fspath(name)
+    is_path, name = not isinstance(name, str), os.fspath(name)
+    if is_path and name in NAMES:
+        name = os.path.join(os.curdir, name)
 
     if name in PHOTOS_SIDE:
         side = PHOTOS_SIDE[name]
@@ -171,8 +174,10 @@ def _twin(path: Path) -> Path | None:
     """The test set beside a training set: NAME-test beside NAME-train, a folder or a ZIP."""
     suffix = "" if path.is_dir() else path.suffix
     name = path.name.removesuffix(suffix)
+    if not name.endswith("-train"):
+        return None
     twin = path.with_name(name.removesuffix("-train") + "-test" + suffix)
-    return twin if name.endswith("-train") and twin.exists() else None
+    return twin if twin.exists() else None
 
 
 def _download_cifar10(root: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,13 +1,13 @@
-"""What PyTorch's graph and its autocast have no part in."""
+"""What PyTorch's graph, its autocast and its inference mode have no part in."""
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-__all__ = ["apart", "constant"]
+__all__ = ["apart", "constant", "lasting"]
 
 
 def apart(function: Callable) -> Callable:
@@ -22,6 +22,18 @@ def apart(function: Callable) -> Callable:
             return function(*args, **options)
 
     return call
+
+
+@contextlib.contextmanager
+def lasting() -> Iterator[None]:
+    """Where tensors are made that are kept, and may be part of a graph later: also, and without a
+    graph of its own, inside ``torch.inference_mode``. A decorator, too.
+    """
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def constant(value: Tensor, name: str, *inputs: Tensor) -> Tensor:

@@ -72,6 +72,8 @@ def averages(query, slopes, x, begin, end, log_norm, mass, total, needed, room):
             for i in range(grid_h):
                 _next_row(first, len(x), m, i, after, query, slopes, room)
                 weigh(query.scale, log_norm[m, i], room)
+                if len(slopes.ring) == 1:
+                    _pixel_slopes(slopes, m, i, room)
                 heavy |= _add_slopes(mass[m, i], total[m, i], slopes.totals, room.weights)
             needed[m, first // LANES] = heavy
 

@@ -248,7 +248,7 @@ def _room(queries: Box, source: Source) -> Room:
     shapes = ((queries.p, w, LANES), (w, LANES), (grid_w, LANES))
     tile = torch.zeros(c, h, w, LANES, dtype=source.images.dtype)
     sums = (torch.empty(shape, dtype=torch.float64).numpy() for shape in shapes)
-    return Room(tile.numpy(), *sums, torch.empty(grid_w, LANES).numpy())
+    return Room(tile.numpy(), *sums, torch.empty(grid_w, LANES, dtype=torch.float32).numpy())
 
 
 def _slopes(g: np.ndarray, queries: Box, responses: Box | Identity) -> Slopes:
@@ -261,4 +261,4 @@ def _slopes(g: np.ndarray, queries: Box, responses: Box | Identity) -> Slopes:
 def _spread(op: Box) -> Spread:
     w = op.shape[1]
     shapes = ((op.p, w, LANES), (w, LANES), (w, LANES))
-    return Spread(*(torch.empty(shape).numpy() for shape in shapes))
+    return Spread(*(torch.empty(shape, dtype=torch.float32).numpy() for shape in shapes))

@@ -10,6 +10,7 @@ Without numba nothing is compiled, :data:`MISSING` says so, and no kernel may be
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -38,7 +39,7 @@ BIAS, FRACTION_BITS = np.int32(127), np.int32(23)
 
 
 def compiled(function: Callable) -> Callable:
-    """Decorator: machine code, at the first call; it is kept for later sessions.
+    """Decorator: machine code, at the first call; it is kept for later sessions if it can be.
 
     Sums may be reordered and fused, and are taken to hold no NaN; they may be infinite. What an
     import hook wrapped around the function to check its arguments is taken off.
@@ -46,8 +47,12 @@ def compiled(function: Callable) -> Callable:
     if MISSING:
         return function
     flags = {"reassoc", "contract", "nsz", "nnan"}
-    decorator = njit(nogil=True, cache=True, error_model="numpy", fastmath=flags)
-    return decorator(inspect.unwrap(function))
+    decorator = partial(njit, nogil=True, error_model="numpy", fastmath=flags)
+    function = inspect.unwrap(function)
+    try:
+        return decorator(cache=True)(function)
+    except RuntimeError:  # no folder that it could be kept in
+        return decorator()(function)
 
 
 def _instruction(function: Callable) -> Callable:

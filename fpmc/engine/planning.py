@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.checks import as_whole_number
+from fpmc.checks import as_device, as_whole_number
 from fpmc.engine import boxes, fused, tiling, whole
 from fpmc.engine.compiled import LANES, MISSING
 from fpmc.engine.differentiable import differentiable
@@ -33,7 +33,7 @@ from fpmc.engine.fused import Fused, Sizes
 from fpmc.engine.parallel import Share, share
 from fpmc.engine.streaming import Streaming
 from fpmc.operators import Box, Dense, Ones, Operator, Windowed, as_pair
-from fpmc.source import Source
+from fpmc.source import Source, as_source
 
 __all__ = ["Peaks", "Plan", "as_precision", "denoise", "measure_peaks", "plan"]
 
@@ -138,11 +138,11 @@ def plan(
         precision: As in :func:`denoise`.
 
     Raises:
-        TypeError: If the batch or the budget is not a whole number.
+        TypeError: If the batch or the budget is not a whole number, or S no source.
         ValueError: If the budget is too small for a single pair of images, Q and R do not fit the
-            images or each other, or there is no such precision.
+            images or each other, or there is no such precision or device.
     """
-    batch, device = as_whole_number(batch, "batch", 1), torch.device(device)
+    batch, device, source = as_whole_number(batch, "batch", 1), as_device(device), as_source(source)
     queries, responses = map(_simplest, as_pair(queries, responses, source.shape))
     budget = None if budget is None else as_whole_number(budget, "budget", 1)
     fast = as_precision(precision) != "exact"

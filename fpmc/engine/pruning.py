@@ -29,13 +29,16 @@ from fpmc.checks import as_fraction, as_whole_number
 from fpmc.engine import planning, tiling
 from fpmc.engine.apart import apart
 from fpmc.engine.tiling import CACHE_FRIENDLY, FLOAT64
-from fpmc.operators import Dense, Operator
+from fpmc.operators import Box, Dense, Identity, Ones, Operator
 from fpmc.source import Source
 
 __all__ = ["Pruned", "denoise_pruned"]
 
 BLOCKS = (4, 2)
 """Sides of the blocks, coarse to fine."""
+
+BINARY = (Box, Identity, Ones)
+"""Operators whose rows are zeros and ones."""
 
 ROUNDING = 1e-12
 """What float64 may change a distance or its bound by, relative to it, with room to spare."""
@@ -115,10 +118,13 @@ def denoise_pruned(
 
 def _bytes(queries: Operator, shape: tuple[int, int, int]) -> int:
     """What making Q on blocks takes at most."""
+    pixels = math.prod(queries.shape)
     if isinstance(queries, Dense):
         return 3 * queries.matrix.numel() * FLOAT64
-    blocks = math.prod(queries.shape) // min(BLOCKS) ** 2
-    return (3 * math.prod(queries.shape) + 6 * queries.k) * blocks * FLOAT64
+    if not isinstance(queries, BINARY):
+        return (4 * queries.k + pixels) * pixels * FLOAT64
+    blocks = pixels // min(BLOCKS) ** 2
+    return (3 * pixels + 6 * queries.k) * blocks * FLOAT64
 
 
 @dataclass(frozen=True)
@@ -139,8 +145,8 @@ class _Level:
 
     @staticmethod
     def of(queries: Operator, shape: tuple[int, int, int], side: int, device) -> "_Level":
-        if isinstance(queries, Dense):
-            dense = queries.matrix.detach().double()
+        if not isinstance(queries, BINARY):
+            dense = queries.dense().detach()
             lowest = -functional.max_pool2d(-dense.view(queries.k, -1, *shape[1:]), side)
         else:  # rows of zeros and ones: a block counts if all of it is inside
             channels = shape[0] if len(queries.shape) == 3 else 1

@@ -203,8 +203,11 @@ def effective_number(
     source: Source,
     budget: int | None = None,
 ) -> Float[Tensor, "b k"]:
-    r"""How many images a posterior spreads over: :math:`1 / \sum_n w_{kn}^2`, from 1 to N."""
-    result = z.new_empty(len(z), queries.k)
+    r"""How many images a posterior spreads over: :math:`1 / \sum_n w_{kn}^2`, from 1 to N.
+
+    At least float32.
+    """
+    result = z.new_empty(len(z), queries.k, dtype=_wide(z))
     for part, walk in _parts(z, sigma, queries, source, budget):
         log_norm = log_normaliser(walk()).unsqueeze(-1)
         squares = sum(ell.sub_(log_norm).mul_(2).exp_().sum(-1) for _, ell in walk())
@@ -219,9 +222,10 @@ def nearest(
     """Each estimator's nearest source image: where its posterior goes as σ → 0.
 
     Returns:
-        The squared distance (Q δ)_k, shape (b, k), and the image's position in the source.
+        The squared distance (Q δ)_k, shape (b, k), at least float32, and the image's position in
+        the source.
     """
-    distances = z.new_empty(len(z), queries.k)
+    distances = z.new_empty(len(z), queries.k, dtype=_wide(z))
     positions = torch.empty(len(z), queries.k, dtype=torch.long, device=z.device)
     for part, walk in _parts(z, 2**-0.5, queries, source, budget, weighted=False):
         best, position, start = None, None, 0
@@ -243,6 +247,11 @@ def nearest(
 def _exact(z: Tensor) -> Numbers:
     """The types that keep the digits of z's."""
     return FLOAT64 if z.dtype == torch.float64 else EXACT
+
+
+def _wide(z: Tensor) -> torch.dtype:
+    """A type that holds numbers of images, and distances: z's, or float32 if that is less."""
+    return torch.promote_types(z.dtype, torch.float32)
 
 
 def _split(batch: int, b: int) -> list[slice]:

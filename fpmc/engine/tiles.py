@@ -126,7 +126,7 @@ def project(
 def outer(left: Float[Tensor, "k b n"], right: Tensor) -> Float[Tensor, "k p"]:
     """Sum over pairs (b, n) of left ⊗ right."""
     k, b, n = left.shape
-    return left.reshape(k, b * n) @ right.reshape(-1, b * n).T
+    return left.reshape(k, b * n) @ right.reshape(right.shape[:-2].numel(), b * n).T
 
 
 def coverage(responses: Operator, z_t: Float[Tensor, "c h w b"]) -> Float[Tensor, "..."]:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.checks import kind
 from fpmc.collection import FPMC
 from fpmc.gaussian import Gaussian
 from fpmc.levels import Latest
@@ -43,7 +44,8 @@ def lukoianov(
         budget: Bytes of working memory, see :class:`fpmc.FPMC`.
 
     Raises:
-        TypeError: If the source is not an :class:`fpmc.Source`, or a threshold not a number.
+        TypeError: If the source is not an :class:`fpmc.Source`, the Gaussian none, or a threshold
+            not a number.
         ValueError: If a threshold lies outside its range, no schedule has that name, or the
             Gaussian is one of other images.
 
@@ -52,6 +54,8 @@ def lukoianov(
     source, tau = as_source(source), threshold_schedule(threshold, "lukoianov", "threshold")
     if gaussian is None:
         gaussian = Gaussian.of_source(source, budget)
+    elif not isinstance(gaussian, Gaussian):
+        raise TypeError(f"gaussian: got {kind(gaussian)}, wanted an fpmc.gaussian.Gaussian")
     elif tuple(gaussian.mean.shape) != source.shape:
         raise ValueError(f"gaussian: got {gaussian!r}, wanted one of images {source.shape}")
     queries = Latest(partial(_queries, gaussian, tau))

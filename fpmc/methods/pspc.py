@@ -12,7 +12,7 @@ from torch import Tensor
 from fpmc.checks import kind
 from fpmc.collection import FPMC
 from fpmc.levels import Constant, Latest, nearest_level
-from fpmc.methods.schedules import Squares, patch_schedule, threshold_schedule
+from fpmc.methods.schedules import ScheduledBox, patch_schedule, threshold_schedule
 from fpmc.operators import Dense, Ones, Operator
 from fpmc.source import Source, as_source
 
@@ -45,7 +45,7 @@ def pspc_square(
     Source: Niedoba et al. (2025); Niedoba et al. (2026), equations (35) to (38).
     """
     shape = as_source(source).shape[1:]
-    squares = Squares(shape, patch_schedule(patch_sizes, "pspc_square", min(shape)))
+    squares = ScheduledBox(shape, patch_schedule(patch_sizes, "pspc_square", min(shape)))
     return FPMC(squares, squares, source, budget=budget)
 
 

@@ -20,7 +20,7 @@ from fpmc.operators import Box
 __all__ = [
     "FOUND",
     "PUBLISHED",
-    "Squares",
+    "ScheduledBox",
     "found",
     "patch_schedule",
     "published",
@@ -118,7 +118,7 @@ def patch_schedule(
 
 
 @dataclass(frozen=True)
-class Squares:
+class ScheduledBox:
     """The squares of a patch schedule, as an operator at every σ.
 
     Attributes:

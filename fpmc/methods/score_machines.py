@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from fpmc.collection import FPMC
 from fpmc.equivariant import Equivariant
-from fpmc.methods.schedules import Squares, patch_schedule
+from fpmc.methods.schedules import ScheduledBox, patch_schedule
 from fpmc.operators import Identity
 from fpmc.source import Source, as_source
 
@@ -34,7 +34,7 @@ def ls(
     """
     shape = as_source(source).shape[1:]
     p = patch_schedule(patch_sizes, "ls", min(shape))
-    return FPMC(Squares(shape, p, "clip"), Identity(shape), source, budget=budget)
+    return FPMC(ScheduledBox(shape, p, "clip"), Identity(shape), source, budget=budget)
 
 
 def els(

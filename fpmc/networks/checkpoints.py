@@ -86,7 +86,11 @@ def read_network(path: str | os.PathLike) -> Preconditioned:
 
 def read_card(path: str | os.PathLike) -> dict[str, Any]:
     """The card in a file that :func:`save` wrote. Errors as in :func:`read_network`."""
-    return json.loads(_read(path, tensors=False)[0]["card"])
+    metadata = _read(path, tensors=False)[0]
+    try:
+        return dict(json.loads(metadata["card"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its card cannot be read ({error})") from error
 
 
 def _read(path: str | os.PathLike, tensors: bool) -> tuple[dict, dict]:

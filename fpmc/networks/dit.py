@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fpmc.checks import as_whole_number
 from fpmc.networks.embedding import PositionalEmbedding
 from fpmc.networks.layers import linear
 
@@ -75,7 +76,9 @@ class DiT(nn.Module):
         dropout: Probability of dropping an activation in training.
 
     Raises:
-        ValueError: If the patch does not divide the side, or the heads the width.
+        TypeError: If a number is not a whole one.
+        ValueError: If the patch does not divide the side, or the heads the width, or a number is
+            too small.
     """
 
     def __init__(
@@ -89,6 +92,8 @@ class DiT(nn.Module):
         dropout: float = 0.12,
     ):
         super().__init__()
+        for name, value in (("patch", patch), ("width", width), ("depth", depth), ("heads", heads)):
+            as_whole_number(value, name, 8 if name == "width" else 1)
         c, side, other = shape
         if side != other or side % patch:
             raise ValueError(f"patch: got {patch}, wanted a divisor of the side of {tuple(shape)}")

@@ -5,6 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from fpmc.engine.apart import lasting
 from fpmc.networks.checkpoints import read_card, read_network
 from fpmc.networks.official import load_official
 from fpmc.networks.preconditioning import Preconditioned
@@ -41,6 +42,7 @@ OFFICIAL = (
 """NVIDIA's checkpoints that :func:`load` fetches by name: vp is DDPM++, ve is NCSN++."""
 
 
+@lasting()
 def load(
     network: str | os.PathLike,
     *,

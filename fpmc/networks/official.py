@@ -212,13 +212,13 @@ def load_official(path: str | os.PathLike) -> Preconditioned:
     for name, wanted in FIXED.items():
         if given.get(name, wanted) != wanted:
             raise ValueError(f"{path}: its {name} is {given[name]!r}, wanted {wanted!r}")
-    side, c = given["img_resolution"], given["img_channels"]
     options = {ours: given.get(theirs, default) for theirs, (ours, default) in UNET.items()}
     arch = "ncsnpp" if options["encoder"] == "residual" else "ddpmpp"
     try:
+        side, c = given["img_resolution"], given["img_channels"]
         network = build(arch, (c, side, side), **options)
         network.load_state_dict({name: value.float() for name, value in record.tensors().items()})
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its weights do not fit its arguments ({error})") from error
     network.sigma_data = float(given.get("sigma_data", network.sigma_data))
     return network.eval().requires_grad_(False)

@@ -34,7 +34,7 @@ from fpmc import data as datasets
 from fpmc.checks import as_device, as_whole_number
 from fpmc.networks.architectures import ARCHITECTURES, build
 from fpmc.networks.checkpoints import save
-from fpmc.networks.loading import card, load
+from fpmc.networks.loading import SHIPPED, card, load
 from fpmc.networks.optimizers import OPTIMIZERS, optimizer
 from fpmc.networks.preconditioning import Preconditioned
 from fpmc.networks.recipes import LEVELS, Recipe, command, recipe
@@ -153,8 +153,10 @@ def train(
             not exist, there is no such device or precision, the batch cannot be shared between the
             processes, ``out`` holds another recipe's run, or its state cannot be read.
     """
-    if recipe.images <= 0 and recipe.minutes <= 0:
-        raise ValueError("recipe: got no budget, wanted images or minutes above 0")
+    if not (recipe.images >= 0 and 0 <= recipe.minutes < math.inf):
+        raise ValueError(f"budget: got {recipe.images} images, {recipe.minutes} minutes")
+    if not (recipe.images or recipe.minutes):
+        raise ValueError("budget: got none, wanted images or minutes above 0")
     if recipe.target not in ("image", "posterior"):
         raise ValueError(f"target: got {recipe.target!r}, wanted 'image' or 'posterior'")
     for name, pair in (("levels", recipe.levels), ("draws", recipe.draws or LEVELS)):
@@ -182,7 +184,7 @@ class _Run:
 
     def __init__(self, recipe, out, dataset, root, device, precision, rank, world):
         self.recipe, self.out, self.device = recipe, out, device
-        self.rank, self.world, self.compiled = rank, world, False
+        self.rank, self.world, self.compiled, self.begun = rank, world, False, None
         self.dataset = dataset or datasets.load(recipe.data, root)
         self.bf16 = precision == "bf16" or (precision == "auto" and _has_bf16(device))
         shape = tuple(self.dataset.train.shape[1:])
@@ -206,7 +208,9 @@ class _Run:
 
     def begin(self, network: Preconditioned) -> None:
         """Take the weights of another network of this architecture, dropout aside."""
-        start = load(self.recipe.start)
+        start, path = load(self.recipe.start), str(self.recipe.start)
+        is_ours = path in SHIPPED or path.endswith(".safetensors")
+        self.begun = card(path) if is_ours and "://" not in path else {"network": path}
         try:
             network.load_state_dict(start.state_dict())
         except RuntimeError as error:
@@ -424,7 +428,6 @@ class _Run:
         save(self.average, self.out / "network.safetensors", self.card())
 
     def card(self) -> dict[str, Any]:
-        begun = {"begun": card(self.recipe.start)} if self.recipe.start else {}
         return {
             **asdict(self.recipe),
             "images": self.images,
@@ -436,7 +439,7 @@ class _Run:
             "compiled": self.compiled,
             "versions": {"fpmc": fpmc.__version__, "torch": torch.__version__},
             "command": command(self.recipe),
-            **begun,
+            **({} if self.begun is None else {"begun": self.begun}),
             "loss": self.rows,
         }
 
@@ -529,7 +532,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = recipe(data, arch, **changes)
         out = out or Path("runs") / f"{Path(data).stem}-{arch}-{chosen.seed}"
         train(chosen, out, **elsewhere)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (TypeError, ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

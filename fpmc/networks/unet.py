@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fpmc.checks import as_whole_number
 from fpmc.networks.embedding import FourierEmbedding, PositionalEmbedding
 from fpmc.networks.layers import linear
 
@@ -160,7 +161,9 @@ class UNet(nn.Module):
         taps: Resampling filter: (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
 
     Raises:
-        ValueError: If the images' side cannot be halved that often.
+        TypeError: If a number is not a whole one.
+        ValueError: If the images' side cannot be halved that often, a number is too small, or
+            there is no such embedding or encoder.
     """
 
     def __init__(
@@ -184,6 +187,17 @@ class UNet(nn.Module):
                 f"shape: got {tuple(shape)}, wanted square images whose side can be halved "
                 f"{len(multipliers) - 1} times"
             )
+        as_whole_number(channels, "channels", 4)
+        for value in multipliers:
+            as_whole_number(value, "multipliers", 1)
+        as_whole_number(blocks, "blocks", 1)
+        as_whole_number(augmentations, "augmentations", 0)
+        if channels % 2:
+            raise ValueError(f"channels: got {channels}, wanted an even number")
+        if embedding not in ("positional", "fourier"):
+            raise ValueError(f"embedding: got {embedding!r}, wanted 'positional' or 'fourier'")
+        if encoder not in ("standard", "residual"):
+            raise ValueError(f"encoder: got {encoder!r}, wanted 'standard' or 'residual'")
         features = 4 * channels
         if embedding == "positional":
             self.map_noise, noise = PositionalEmbedding(channels), channels

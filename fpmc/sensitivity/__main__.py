@@ -33,16 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         device = as_device(given.device, "--device")
-        if not given.out.parent.is_dir():
-            raise FileNotFoundError(f"--out: no folder {given.out.parent}")
+        if not given.out.parent.is_dir() or given.out.is_dir():
+            raise ValueError(f"--out: got {given.out}, wanted a file in a folder that is there")
         network = networks.load(given.network).to(device)
-        dataset = data.load(given.data or networks.card(given.network)["data"])
+        dataset = data.load(given.data or _data_of(given.network))
         options = {"seed": given.seed, "cache": given.cache or home() / "maps", "progress": True}
         n = as_whole_number(given.images, "--images", 1, len(dataset.test))
         images = dataset.test[:n].to(device)
         write(given.out, maps_over(network, edm_sigmas(given.steps).tolist(), images, **options))
-    except (TypeError, ValueError, FileNotFoundError) as error:
+    except (TypeError, ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
+
+
+def _data_of(network: str) -> str:
+    card = networks.card(network)
+    if "data" not in card:
+        raise ValueError(f"{network}: its card names no data, wanted --data")
+    return card["data"]
 
 
 if __name__ == "__main__":

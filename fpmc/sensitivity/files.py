@@ -57,8 +57,13 @@ def write(
             of up to :math:`2^{-\text{digits}}`. All that the type has if left out.
 
     Raises:
-        ValueError: If ``keep`` or ``digits`` lies outside its range.
+        TypeError: If the type is neither.
+        ValueError: If there are no maps, their shapes differ or are others, a map does not sum to
+            1, or ``keep`` or ``digits`` lies outside its range.
     """
+    if dtype not in (np.float16, np.float32):
+        raise TypeError(f"dtype: got {dtype!r}, wanted np.float16 or np.float32")
+    _check(maps)
     share = keep if callable(keep) else lambda sigma: keep
     kept = np.array([share(sigma) for sigma in maps])
     outside = kept[~((kept > 0) & (kept <= 1))]
@@ -75,6 +80,20 @@ def write(
         arrays |= {"sums": np.stack(sums), "keep": kept}
     with whole(path) as beside, beside.open("wb") as file:
         _archive(file, arrays)
+
+
+def _check(maps: Mapping[float, Float[Tensor, "k h w"]]) -> None:
+    shapes = {tuple(value.shape) for value in maps.values()}
+    shape = next(iter(shapes), ())
+    if len(shapes) != 1 or len(shape) != 3 or shape[0] != shape[1] * shape[2]:
+        raise ValueError(f"maps: got shapes {sorted(shapes)}, wanted one, (h · w, h, w)")
+    for sigma, value in maps.items():
+        sums = value.detach().double().sum((1, 2))
+        if not (value >= 0).all() or not ((sums - 1).abs() < 1e-3).all():
+            raise ValueError(
+                f"maps: got one at sigma = {sigma:g} that is no share of the sensitivity, wanted "
+                "values ≥ 0 that sum to 1"
+            )
 
 
 def _archive(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:

@@ -30,7 +30,7 @@ def maps(
     *,
     seed: int = 0,
     cache: str | os.PathLike | None = None,
-    budget: int = DEFAULT_BUDGET,
+    budget: int | None = None,
     progress: bool = False,
 ) -> Float[Tensor, "k h w"]:
     r"""Gradient-sensitivity maps, one for every output pixel k = (x, y).
@@ -52,21 +52,22 @@ def maps(
         seed: Seed of the noise.
         cache: A folder in which maps are kept, by network, images, σ and seed; made if it is
             missing. The denoiser must be a torch module then, to be recognised by its weights.
-        budget: Bytes of working memory.
+        budget: Bytes of working memory; 1 GiB if left out.
         progress: Whether to show a progress bar.
 
     Returns:
         Shape (h · w, h, w), float32, pixels k in row-major order; each map sums to 1.
 
     Raises:
-        TypeError: If the images are no tensor of images, or a cache is named for a denoiser that
-            is no module with weights.
-        ValueError: If sigma is not positive, or an output pixel does not depend on z at all, as
-            those of an FPMC that never vary in its source.
+        TypeError: If the images are no tensor of images, the budget no whole number, or a cache is
+            named for a denoiser that is no module with weights.
+        ValueError: If sigma or the budget is not positive, or an output pixel does not depend on z
+            at all, as those of an FPMC that never vary in its source.
         RuntimeError: If the denoiser is not differentiable.
     """
     sigma = as_noise_level(sigma)
     seed = as_whole_number(seed, "seed", 0, 2**63 - 1)
+    budget = DEFAULT_BUDGET if budget is None else as_whole_number(budget, "budget", 1)
     is_bytes = isinstance(images, Tensor) and images.dtype == torch.uint8
     x = as_images(to_float(images) if is_bytes else images, "images")
     if cache is None:
@@ -157,7 +158,7 @@ def _pull_back(
         return lambda seeds: torch.func.vmap(pull_back)(seeds)[0]
 
     def by_copies(seeds: Tensor) -> Tensor:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             copies = z.detach().repeat(len(seeds), 1, 1, 1).requires_grad_()
             (gradient,) = torch.autograd.grad(answer(copies), copies, seeds.flatten(0, 1))
         return gradient.view(seeds.shape)
@@ -185,7 +186,8 @@ def _saved_bytes(answer: Callable[[Tensor], Tensor], z: Tensor) -> int:
         sizes.append(tensor.numel() * tensor.element_size())
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.inference_mode(False), torch.enable_grad(), hooks:
         answer(z.clone().requires_grad_())
     return sum(sizes)
 

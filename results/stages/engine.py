@@ -35,13 +35,16 @@ def run(job: Job, clock: Clock, benchmarks: list[str]) -> None:
 
     Raises:
         FileNotFoundError: If there is no such script.
-        ValueError: If a script fails.
+        ValueError: If a script fails, or its arguments name something else.
     """
     values = {name: getattr(job, name) for name in ("data", "label", "device")}
     values |= {"n": len(job.source), "budget": job.budget or DEFAULT_BUDGET}
     root = ["--root", job.root] if job.root else []
     for words in benchmarks:
-        script, *arguments = (word.format(**values) for word in shlex.split(words))
+        try:
+            script, *arguments = (word.format(**values) for word in shlex.split(words))
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"benchmark: got {words!r}, which cannot be filled in") from error
         path = FOLDER / script
         out = job.out / "engine" / f"{path.stem}.csv"
         if not path.is_file():

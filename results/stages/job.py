@@ -180,7 +180,8 @@ class Job:
 
     def provenance(self, method: str = "", seconds: float | None = None) -> dict[str, object]:
         """The columns that say how a row came about."""
-        where = torch.cuda.get_device_name() if self.device == "cuda" else platform.machine()
+        on_cuda = torch.device(self.device).type == "cuda"
+        where = torch.cuda.get_device_name(self.device) if on_cuda else platform.machine()
         return {
             "n_source": len(self.seen_by(method)),
             "seed": self.seed,

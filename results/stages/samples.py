@@ -1,5 +1,6 @@
 """Every method's samples against the other network's, from the same noise."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fpmc import diffusion, metrics
-from fpmc.results import MEASURES
+from fpmc.results import MEASURES, SETTINGS
 from fpmc.source import to_uint8
 from fpmc.storage import whole
 from stages import contest, schedules
@@ -38,6 +39,7 @@ def run(job: Job, clock: Clock) -> None:
     missing = [(head, who) for head, who in zip(heads, everyone, strict=True) if head not in table]
     if not missing:
         return
+    _settle(job, {"reference": reference, "network": network.method})
     shape = tuple(job.dataset.train.shape[1:])
     start = diffusion.initial_noise(job.samples, shape, job.seed + 1).to(job.device)
     target = diffusion.sample(in_batches(job.other_network, job.batch), start, job.levels)
@@ -49,6 +51,22 @@ def run(job: Job, clock: Clock) -> None:
             denoiser = job.method(who.method, who.knob)
         each = _each(job, who.name, denoiser, start, target, clock)
         table.add({**head, **_summary(each), **job.provenance(who.method)})
+
+
+def _settle(job: Job, named: dict[str, str]) -> None:
+    """Write down what decides the samples, or see that what is there was decided by the same.
+
+    Raises:
+        ValueError: If it was not.
+    """
+    path, settings = job.out / "each.npz", {**named, "seed": job.seed, "steps": len(job.levels)}
+    wanted, held = json.dumps(settings), _kept(path)
+    if held and str(held.get(SETTINGS)) != wanted:
+        raise ValueError(
+            f"{path}: holds samples by {held.get(SETTINGS, 'unknown settings')}, wanted {wanted}: "
+            "name another folder as --out"
+        )
+    _keep(path, {SETTINGS: np.array(wanted)})
 
 
 def _each(
