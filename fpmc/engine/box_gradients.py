@@ -70,10 +70,7 @@ def averages(query, slopes, x, begin, end, log_norm, mass, total, needed, room):
             _enter_first_rows(query.z[m], slopes.g[m], after, room, slopes)
             heavy = False
             for i in range(grid_h):
-                _next_row(first, len(x), m, i, after, query, slopes, room)
-                weigh(query.scale, log_norm[m, i], room)
-                if len(slopes.ring) == 1:
-                    _pixel_slopes(slopes, m, i, room)
+                _weigh_row(first, len(x), m, i, after, query, slopes, log_norm, room)
                 heavy |= _add_slopes(mass[m, i], total[m, i], slopes.totals, room.weights)
             needed[m, first // LANES] = heavy
 
@@ -111,10 +108,7 @@ def pull(query, slopes, x, begin, end, log_norm, average, needed, middle, total,
             _enter_first_rows(query.z[m], slopes.g[m], after, room, slopes)
             for row in range(total.shape[2] + query.before):
                 if row < grid_h:
-                    _next_row(first, len(x), m, row, after, query, slopes, room)
-                    weigh(query.scale, log_norm[m, row], room)
-                    if len(slopes.ring) == 1:
-                        _pixel_slopes(slopes, m, row, room)
+                    _weigh_row(first, len(x), m, row, after, query, slopes, log_norm, room)
                     _tilt(room.weights, slopes.totals, average[m, row])
                 enter_weights(row < grid_h, row, query.before, room.weights, spread)
                 if row >= query.before:
@@ -130,6 +124,15 @@ def _enter_first_rows(z, g, after, room, slopes):
         enter(z, row, room)
     for row in range(len(slopes.ring) - 1 - slopes.before):
         _enter_products(g, row, room.tile, slopes)
+
+
+@compiled
+def _weigh_row(first, size, m, i, after, query, slopes, log_norm, room):
+    """The weights and s of the next row of squares, or of single pixels."""
+    _next_row(first, size, m, i, after, query, slopes, room)
+    weigh(query.scale, log_norm[m, i], room)
+    if len(slopes.ring) == 1:
+        _pixel_slopes(slopes, m, i, room)
 
 
 @compiled
