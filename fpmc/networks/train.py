@@ -34,7 +34,7 @@ from fpmc import data as datasets
 from fpmc.checks import as_device, as_whole_number
 from fpmc.networks.architectures import ARCHITECTURES, build
 from fpmc.networks.checkpoints import save
-from fpmc.networks.loading import SHIPPED, card, load
+from fpmc.networks.loading import card, load
 from fpmc.networks.optimizers import OPTIMIZERS, optimizer
 from fpmc.networks.preconditioning import Preconditioned
 from fpmc.networks.recipes import LEVELS, Recipe, command, recipe
@@ -208,9 +208,11 @@ class _Run:
 
     def begin(self, network: Preconditioned) -> None:
         """Take the weights of another network of this architecture, dropout aside."""
-        start, path = load(self.recipe.start), str(self.recipe.start)
-        is_ours = path in SHIPPED or path.endswith(".safetensors")
-        self.begun = card(path) if is_ours and "://" not in path else {"network": path}
+        start = load(self.recipe.start)
+        try:
+            self.begun = card(self.recipe.start)
+        except ValueError:  # another's, which has none
+            self.begun = {"network": str(self.recipe.start)}
         try:
             network.load_state_dict(start.state_dict())
         except RuntimeError as error:
