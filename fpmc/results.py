@@ -3,8 +3,6 @@
 import csv
 import math
 import os
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from fpmc.metrics import Estimate
 from fpmc.source import to_float
+from fpmc.storage import BROKEN
 
 __all__ = [
     "FOLDER",
@@ -89,7 +88,7 @@ def images(data: str, root: str | os.PathLike | None = None) -> dict[str, Float[
         if any(values.ndim != 4 for values in pixels.values()):
             raise ValueError("arrays of other shapes")
         return {name: to_float(values) for name, values in pixels.items()}
-    except (TypeError, ValueError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (*BROKEN, TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: not a file of samples ({error})") from error
 
 
@@ -107,14 +106,7 @@ def per_sample(
             names = (name for name in file.files if name != SETTINGS)
             columns = {name: torch.from_numpy(file[name]).unbind(1) for name in names}
         return {name: dict(zip(MEASURES, values, strict=True)) for name, values in columns.items()}
-    except (
-        ValueError,
-        OSError,
-        KeyError,
-        IndexError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except (*BROKEN, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{path}: not a file of samples' measures ({error})") from error
 
 

@@ -1,11 +1,17 @@
 """Files: where data and downloads lie, and writing that never leaves half a file."""
 
 import contextlib
+import lzma
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["home", "whole"]
+__all__ = ["BROKEN", "home", "whole"]
+
+BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError)
+"""What reading a file, or a ZIP whose bytes are wrong, raises."""
 
 
 def home(root: str | os.PathLike | None = None) -> Path:

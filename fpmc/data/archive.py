@@ -6,9 +6,7 @@ and ``test`` at the top are two parts.
 """
 
 import io
-import lzma
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from fpmc.storage import BROKEN
 
 __all__ = ["PARTS", "parts", "read_archive"]
 
@@ -78,14 +78,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        OSError,
-        EOFError,
-        RuntimeError,
-    ) as error:
+    except (*BROKEN, RuntimeError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
 
 
