@@ -27,6 +27,10 @@ SQUARES = ["PSPC-Square", "LS", "clipped"]
 MATRICES = ["one-hot", "one-hot per dimension", "mixed", "both", "both per dimension"]
 
 
+REDUCED = {"tf32": 2e-3, "bf16": 2e-2}
+"""What the reduced precisions may be off, relative to the answer, as their documentation says."""
+
+
 @pytest.fixture(autouse=True, scope="module")
 def products_of_bfloat16():
     """The interpreter multiplies the bits of bfloat16 as whole numbers; decode them before."""
@@ -128,6 +132,24 @@ def test_matrices_agree_with_the_reference(kind, c, h, w, k, b, n, sigma, dtype,
     assert error(noisy(b, source, sigma, seed), sigma, *operators, source) < 0.2 * tolerance(sigma)
 
 
+@pytest.mark.parametrize("precision", ["exact", "tf32"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_tiles_of_zeros_are_left_out_and_change_nothing(mixed, precision):
+    from fpmc.engine.fused import dense, precisions
+
+    pixels, sigma, how = (20, 20), 0.5, precisions.named(precision)
+    band = Box(pixels, 3, "clip").dense().double()
+    band[: how.tiles.columns] *= mixed  # else all of a block's estimators see nothing
+    operators = Dense(band), Dense(band) if mixed else Identity(pixels)
+    source = sources(6, (2, *pixels), torch.uint8, 0, 0.3)
+    matrices = dense.Matrices(*operators, DEVICE, how)
+    for listed in (matrices.q_tiles, matrices.r_tiles)[: 1 + mixed]:
+        starts, counts = listed
+        assert counts.sum() < 0.75 * starts.numel()
+    z, limits = noisy(1, source, sigma, 0), {"exact": 0.2 * tolerance(sigma), **REDUCED}
+    assert error(z, sigma, *operators, source, precision=precision) < limits[precision]
+
+
 @pytest.mark.parametrize("p", [1, 5])
 def test_the_smallest_and_the_largest_square(p):
     source = sources(9, (1, 5, 9), torch.uint8, 0)
@@ -169,10 +191,6 @@ def test_an_image_far_from_all_others_does_not_overflow():
     z = torch.full((1, 1, 6, 6), 1e3)
     for operators in (squares("LS", 6, 6, 3), matrices("both", (1, 6, 6), 5, 0)):
         assert error(z, 0.02, *operators, source) < 1e-5
-
-
-REDUCED = {"tf32": 2e-3, "bf16": 2e-2}
-"""What the reduced precisions may be off, relative to the answer, as their documentation says."""
 
 
 @pytest.mark.parametrize("precision", REDUCED)

@@ -48,7 +48,7 @@ EMA_SHARE = 0.05
 WARM_UP = 0.02
 """Share of the budget over which the learning rate rises."""
 LOG_EVERY = 10_000
-"""Images per row of the loss curve."""
+"""Images per row of the loss curve, of its first million; then of ten times as many, and so on."""
 
 
 def edm_loss(
@@ -250,7 +250,8 @@ class _Run:
                 self.advance()
                 self.seconds = time.monotonic() - started
                 bar.update(self.recipe.batch)
-                if self.images // LOG_EVERY > (self.images - self.recipe.batch) // LOG_EVERY:
+                every = LOG_EVERY * 10 ** max(0, len(str(self.images)) - 6)
+                if self.images // every > (self.images - self.recipe.batch) // every:
                     self.log()
                     bar.set_postfix(loss=f"{self.rows[-1]['loss']:.4f}")
                 if time.monotonic() - saved > 60 * save_minutes:

@@ -5,16 +5,20 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from fpmc.engine.fused import dense_kernels
 from fpmc.engine.fused.inputs import Inputs
 from fpmc.engine.fused.kernels import power_of_two, types
 from fpmc.engine.fused.merging import merge
-from fpmc.engine.fused.precisions import NOISY, Precision
+from fpmc.engine.fused.precisions import NOISY, Precision, Tiles
 from fpmc.engine.fused.sizes import Sizes, span
 from fpmc.operators import Dense, Identity
 
 __all__ = ["Matrices", "mean"]
+
+FULL = 0.9
+"""Share of a matrix's tiles that are not zero from which on all are read."""
 
 
 class Matrices:
@@ -32,6 +36,8 @@ class Matrices:
         q_pixels: The pixels of Q, or dimensions.
         r: Rᵀ, shape (pixels, k), as operands; None if R is one-hot.
         coverage: Rᵀ1 of those, shape (pixels,), float64.
+        q_tiles: What of q is not zero, see :func:`_tiles`.
+        r_tiles: The same of r.
     """
 
     def __init__(
@@ -43,11 +49,34 @@ class Matrices:
     ):
         self.q = precision.rounded(queries.matrix.detach().flatten(1).to(device)).contiguous()
         self.k, self.q_pixels = self.q.shape
+        self.q_tiles = _tiles(self.q, precision)
         self.r = self.coverage = None
+        self.r_tiles = None, None
         if isinstance(responses, Dense):
             r = responses.matrix.detach().flatten(1).to(device)
             self.r = precision.rounded(r.T.contiguous())
+            self.r_tiles = _tiles(self.r, precision)
             self.coverage = self.r.sum(1, dtype=torch.float64)
+
+
+def _tiles(a: Tensor, precision: Precision) -> tuple[Tensor | None, Tensor | None]:
+    """Where the tiles of a matrix that are not zero throughout begin, and how many they are.
+
+    Args:
+        a: The matrix, shape (columns of the product, what is summed over).
+        precision: Whose tiles.
+
+    Returns:
+        For each block of columns the places, first of all those that are not zero, shape (blocks,
+        tiles), int32, and the number of these, shape (blocks,), int32. (None, None) if too few are
+        zero.
+    """
+    columns, inner = precision.tiles.columns, precision.tiles.inner
+    some = max_pool2d((a != 0).float()[None], (columns, inner), ceil_mode=True)[0]
+    if some.mean() > FULL:
+        return None, None
+    starts = some.argsort(dim=1, descending=True, stable=True) * inner
+    return starts.int(), some.sum(1).int()
 
 
 def mean(
@@ -99,12 +128,12 @@ def _gather(
     peak = inputs.z.new_empty(splits, b, k)
     total = inputs.z.new_empty(splits, b, values + 1, k)
     dense_kernels.gather[-(-k // tiles.columns), -(-b // block_b), splits](
-        inputs.z, inputs.centre, inputs.x, inputs.log_weights, matrices.q, kept, peak, total,
-        b, k, matrices.q_pixels, begin, end, size, inputs.scale,
+        inputs.z, inputs.centre, inputs.x, inputs.log_weights, matrices.q, *matrices.q_tiles,
+        kept, peak, total, b, k, matrices.q_pixels, begin, end, size, inputs.scale,
         channels=math.prod(inputs.x.shape[1:]) // matrices.q_pixels, values=values,
         pad_values=power_of_two(values + 1), block_b=block_b, block_n=block_n,
-        block_k=tiles.columns, block_p=tiles.inner, num_warps=tiles.warps, num_stages=tiles.stages,
-        **types(precision),
+        block_k=tiles.columns, block_p=tiles.inner, num_warps=tiles.warps,
+        num_stages=_stages(matrices.q_tiles, tiles), **types(precision),
     )  # fmt: skip
     return merge(peak, total)
 
@@ -119,12 +148,17 @@ def _mix(inputs, weights, matrices, sizes, precision, begin, end) -> Float[Tenso
     splits = -(-(end - begin) // size)
     total = inputs.z.new_empty(splits, b, d)
     dense_kernels.mix[-(-pixels // tiles.columns), -(-b // block_b), splits](
-        weights, matrices.r, inputs.x, total, b, matrices.k, pixels, begin, end, size,
-        inputs.middle, channels=channels, pad_channels=power_of_two(channels),
+        weights, matrices.r, *matrices.r_tiles, inputs.x, total, b, matrices.k, pixels, begin, end,
+        size, inputs.middle, channels=channels, pad_channels=power_of_two(channels),
         block_b=block_b, block_n=block_n, block_p=tiles.columns, block_k=tiles.inner,
-        num_warps=tiles.warps, num_stages=tiles.stages, **types(precision),
+        num_warps=tiles.warps, num_stages=_stages(matrices.r_tiles, tiles), **types(precision),
     )  # fmt: skip
     return total.sum(0)
+
+
+def _stages(listed: tuple[Tensor | None, Tensor | None], tiles: Tiles) -> int:
+    """Stages of the compiler's pipeline: where a tile begins has to be read before the tile."""
+    return tiles.stages if listed[0] is None else 2 * tiles.stages - 1
 
 
 def _rows(b: int, pairs: int) -> tuple[int, int]:

@@ -9,6 +9,9 @@ kept. Responses are the same product the other way: weights times R, times x, su
 
 x has the shape (n, channels, pixels), z (b, channels, pixels): if Q tells channels apart there is
 one channel, of c h w pixels.
+
+Tiles of a matrix that are zero throughout can be left out: the kernels then read where the others
+of their columns begin.
 """
 
 import triton.language as tl
@@ -20,7 +23,8 @@ __all__ = ["gather", "mix"]
 
 @kernel
 def gather(
-    z, centre, x, log_weights, q, kept, peak, total, b, k, pixels, begin, end, span, scale,
+    z, centre, x, log_weights, q, starts, counts, kept, peak, total,
+    b, k, pixels, begin, end, span, scale,
     channels: tl.constexpr, values: tl.constexpr, pad_values: tl.constexpr,
     block_b: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, block_p: tl.constexpr,
     dtype: tl.constexpr, operand: tl.constexpr, rounding: tl.constexpr,
@@ -32,6 +36,8 @@ def gather(
         log_weights: (n,) or None.
         scale: One number, in the kernel's type, which an argument would not be.
         q: (k, pixels), as operands.
+        starts: (blocks of k, blocks of pixels): the first pixels of the tiles of q that are not
+            zero, of which counts (blocks of k,) says how many there are; None to read all.
         kept: Log-weights, (b, end − begin, k), or None.
         peak: (splits, b, k).
         total: (splits, b, values + 1, k): weighted sums of x seen as (n, values, k), and the mass.
@@ -48,11 +54,18 @@ def gather(
     first = begin + split * span
     last = tl.minimum(first + span, end)
     factor = tl.load(scale)
+    tiles = tl.cdiv(pixels, block_p)
+    if starts is not None:
+        starts += tl.program_id(0) * tiles
+        tiles = tl.load(counts + tl.program_id(0))
     for start in range(first, last, block_n):
         n = (start + tl.arange(0, block_n)).to(tl.int64)
         there = n < last
         distance = tl.zeros((block_b * block_n, block_k), dtype)
-        for p_start in range(0, pixels, block_p):
+        for tile in range(0, tiles):
+            p_start = tile * block_p
+            if starts is not None:
+                p_start = tl.multiple_of(tl.load(starts + tile), block_p)
             p = p_start + tl.arange(0, block_p)
             inside = p < pixels
             delta = tl.zeros((block_b, block_n, block_p), dtype)
@@ -98,7 +111,7 @@ def gather(
 
 @kernel
 def mix(
-    weights, r, x, total, b, k, pixels, begin, end, span, middle,
+    weights, r, starts, counts, x, total, b, k, pixels, begin, end, span, middle,
     channels: tl.constexpr, pad_channels: tl.constexpr,
     block_b: tl.constexpr, block_n: tl.constexpr, block_p: tl.constexpr, block_k: tl.constexpr,
     dtype: tl.constexpr, operand: tl.constexpr, rounding: tl.constexpr,
@@ -108,6 +121,8 @@ def mix(
     Arrays and numbers, with their shapes:
         weights: w, (b, end − begin, k).
         r: Rᵀ, (pixels, k), as operands.
+        starts: (blocks of pixels, blocks of k): the first estimators of the tiles of r that are
+            not zero, of which counts (blocks of pixels,) says how many there are; None for all.
         x: (n, channels, pixels).
         total: (splits, b, channels, pixels).
         pad_channels: The power of two that holds the channels.
@@ -121,12 +136,19 @@ def mix(
     sums = tl.zeros((pad_channels, block_b, block_p), dtype)
     first = begin + split * span
     last = tl.minimum(first + span, end)
+    tiles = tl.cdiv(k, block_k)
+    if starts is not None:
+        starts += tl.program_id(0) * tiles
+        tiles = tl.load(counts + tl.program_id(0))
     for start in range(first, last, block_n):
         pair_n = start + pair % block_n
         present = (pair_m < b) & (pair_n < last)
         w_row = weights + (pair_m.to(tl.int64) * (end - begin) + (pair_n - begin)) * k
         spread = tl.zeros((block_b * block_n, block_p), dtype)
-        for k_start in range(0, k, block_k):
+        for tile in range(0, tiles):
+            k_start = tile * block_k
+            if starts is not None:
+                k_start = tl.multiple_of(tl.load(starts + tile), block_k)
             row = k_start + tl.arange(0, block_k)
             w_mask = present[:, None] & (row < k)[None, :]
             w_tile = tl.load(w_row[:, None] + row[None, :], w_mask, other=0)
