@@ -174,9 +174,7 @@ class TestPreconditioning:
 
 
 class _Zero(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(1))
+    """A module without parameters."""
 
     def forward(self, x, condition):
         return torch.zeros_like(x)

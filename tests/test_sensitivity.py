@@ -207,10 +207,17 @@ class TestFiles:
             with pytest.raises(ValueError, match=r"maps\.npz: not a file of sensitivity maps"):
                 sensitivity.read(path)
         np.savez(path, something=np.zeros(3))
-        with pytest.raises(ValueError, match="not a file of sensitivity maps"):
-            sensitivity.read(path)
-        with pytest.raises(FileNotFoundError):
-            sensitivity.read(tmp_path / "missing.npz")
+        for what in (sensitivity.read, sensitivity.averaged_over):
+            with pytest.raises(ValueError, match="not a file of sensitivity maps"):
+                what(path)
+            with pytest.raises(FileNotFoundError):
+                what(tmp_path / "missing.npz")
+
+    def test_the_number_of_images_is_kept_if_it_is_known(self, tmp_path):
+        path = tmp_path / "maps.npz"
+        for n in (None, 16):
+            sensitivity.write(path, {1.0: linear()[1]}, images=n)
+            assert sensitivity.averaged_over(path) == n
 
     @pytest.mark.parametrize("name", networks.SHIPPED)
     def test_shipped_maps_are_those_of_the_sampler_s_levels(self, name):
@@ -219,6 +226,8 @@ class TestFiles:
         for value in maps.values():
             assert value.shape == (h * w, h, w)
             torch.testing.assert_close(value.sum((1, 2)), torch.ones(h * w))
+        wanted = {"digits": 64, "photos": 8, "photos32": 2}
+        assert sensitivity.averaged_over(name) == wanted[name.partition("/")[0]]
 
     def test_maps_that_are_not_shipped_are_an_error(self):
         with pytest.raises(ValueError, match="network: got 'nothing', wanted one of digits/"):
@@ -276,6 +285,7 @@ def test_the_command_line_keeps_a_network_s_maps(tmp_path):
     words = ["--network", str(tmp_path / "network.safetensors"), "--images", "1", "--steps", "2"]
     main([*words, "--cache", str(tmp_path), "--out", str(tmp_path / "maps.npz")])
     assert list(sensitivity.read(tmp_path / "maps.npz")) == pytest.approx([80.0, 0.002])
+    assert sensitivity.averaged_over(tmp_path / "maps.npz") == 1
     networks.save(tiny(shape=(1, 8, 8)), tmp_path / "bare.safetensors")
     with pytest.raises(SystemExit, match="error: network: got 'nothing'"):
         main(["--network", "nothing", "--out", str(tmp_path / "x.npz")])
@@ -306,6 +316,7 @@ def test_the_command_line_keeps_a_network_s_maps(tmp_path):
             "maps: got shapes",
         ),
         ({1.0: torch.full((4, 2, 2), 0.25)}, {"dtype": np.int8}, TypeError, "dtype: got"),
+        ({1.0: torch.full((4, 2, 2), 0.25)}, {"images": 0}, ValueError, "images: got 0"),
     ],
 )
 def test_what_is_no_map_is_not_written(maps, options, error, says, tmp_path):

@@ -55,7 +55,7 @@ class Preconditioned(nn.Module):
 
     def forward(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
         z, sigma = as_images(z, "z", self.shape), as_noise_level(sigma)
-        parameter = next(self.model.parameters())
+        parameter = next(self.model.parameters(), z)  # a module may have none
         limits = torch.finfo(parameter.dtype)
         least, most = limits.tiny, limits.max**0.5
         if not least <= sigma <= most:

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = {"seed": given.seed, "cache": given.cache or home() / "maps", "progress": True}
         n = as_whole_number(given.images, "--images", 1, len(dataset.test))
         images = dataset.test[:n].to(device)
-        write(given.out, maps_over(network, edm_sigmas(given.steps).tolist(), images, **options))
+        maps = maps_over(network, edm_sigmas(given.steps).tolist(), images, **options)
+        write(given.out, maps, images=n)
     except (TypeError, ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 

@@ -2,7 +2,8 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.checks import as_whole_number
 from fpmc.networks.loading import FOLDER
 from fpmc.storage import whole
 
-__all__ = ["load", "read", "write"]
+__all__ = ["averaged_over", "load", "read", "write"]
 
 
 def load(network: str) -> dict[float, Float[Tensor, "k h w"]]:
@@ -25,10 +27,27 @@ def load(network: str) -> dict[float, Float[Tensor, "k h w"]]:
     Raises:
         ValueError: If no maps are shipped for it.
     """
-    names = sorted(str(p.relative_to(FOLDER).with_suffix("")) for p in FOLDER.glob("*/*.npz"))
-    if network not in names:
-        raise ValueError(f"network: got {network!r}, wanted one of {', '.join(names)}")
+    if network not in _shipped():
+        raise ValueError(f"network: got {network!r}, wanted one of {', '.join(_shipped())}")
     return read(FOLDER / f"{network}.npz")
+
+
+def averaged_over(maps: str | os.PathLike) -> int | None:
+    """The number of noisy images that each of stored maps is an average over.
+
+    Args:
+        maps: A shipped network's name, or a file that :func:`write` kept.
+
+    Returns:
+        None if the file does not say.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is cut short or holds no maps.
+    """
+    path = FOLDER / f"{maps}.npz" if maps in _shipped() else maps
+    with _opened(path) as file:
+        return int(file["images"]) if "images" in file else None
 
 
 def write(
@@ -38,6 +57,7 @@ def write(
     *,
     keep: float | Callable[[float], float] = 1.0,
     digits: int | Callable[[float], int] | None = None,
+    images: int | None = None,
 ) -> None:
     r"""Keep maps, {sigma: maps}, in a compressed .npz file, whole or not at all.
 
@@ -55,11 +75,12 @@ def write(
         digits: Significant binary digits of the stored values, at most the type's own; a number,
             or a function from sigma to one. Fewer take less room, and move every value by a share
             of up to :math:`2^{-\text{digits}}`. All that the type has if left out.
+        images: The number of noisy images that each map is an average over, kept beside them.
 
     Raises:
-        TypeError: If the type is neither.
+        TypeError: If the type is neither, or the number of images not a whole number.
         ValueError: If there are no maps, their shapes differ or are others, a map does not sum to
-            1, or ``keep`` or ``digits`` lies outside its range.
+            1, or ``keep``, ``digits`` or ``images`` lies outside its range.
     """
     if dtype not in (np.float16, np.float32):
         raise TypeError(f"dtype: got {dtype!r}, wanted np.float16 or np.float32")
@@ -78,6 +99,8 @@ def write(
     arrays = {"sigmas": np.array(list(maps)), "maps": np.stack(stored)}
     if (kept < 1).any():
         arrays |= {"sums": np.stack(sums), "keep": kept}
+    if images is not None:
+        arrays["images"] = np.array(as_whole_number(images, "images", 1))
     with whole(path) as beside, beside.open("wb") as file:
         _archive(file, arrays)
 
@@ -111,17 +134,30 @@ def read(path: str | os.PathLike) -> dict[float, Float[Tensor, "k h w"]]:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is cut short or is none of these.
     """
+    with _opened(path) as file:
+        values = file["maps"].astype(np.float64)
+        sums = file["sums"] if "sums" in file else values.sum((2, 3))
+        sigmas = [float(sigma) for sigma in file["sigmas"]]
+        values = torch.from_numpy(_spread(values, sums).astype(np.float32))
+        return dict(zip(sigmas, values, strict=True))
+
+
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Mapping[str, np.ndarray]]:
+    """A file of maps; whatever it does not give is an error that names it."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            values = file["maps"].astype(np.float64)
-            sums = file["sums"] if "sums" in file else values.sum((2, 3))
-            sigmas = [float(sigma) for sigma in file["sigmas"]]
-            values = torch.from_numpy(_spread(values, sums).astype(np.float32))
+            if "maps" not in file:
+                raise KeyError("it has no maps")
+            yield file
     except FileNotFoundError:
         raise
     except Exception as error:
         raise ValueError(f"{path}: not a file of sensitivity maps ({error})") from error
-    return dict(zip(sigmas, values, strict=True))
+
+
+def _shipped() -> list[str]:
+    return sorted(str(p.relative_to(FOLDER).with_suffix("")) for p in FOLDER.glob("*/*.npz"))
 
 
 def _rounded(values: np.ndarray, digits: int | None) -> np.ndarray:

@@ -60,6 +60,7 @@ def run(job: Job, clock: Clock, images: int) -> None:
         maps,
         keep=share,
         digits=lambda sigma: COARSE if tau(sigma) == 1 else None,
+        images=len(x),
     )
     for sigma, value in sensitivity.read(job.maps_file).items():
         sides = {
