@@ -11,7 +11,7 @@ PSPC-Flex's masks are discs, of a tenth of the image; Lukoianov's are its own, a
 - one line: the broadcast difference to all source images, a product or pooling, a softmax and the
   weighted sum, with whole maps for all pairs; where these fit in memory.
 
-"all tiles / ours" is the time that a product takes if the matrix's tiles of zeros are read as well.
+"all tiles / ours" is how many times as long a call takes if tiles of zeros in matrices are read.
 
 "of peak" is the operations of the products, 2 b N P K for each, per second, against those of a
 large square matrix product in the same precision, measured in the same run.
@@ -31,7 +31,6 @@ from paths import discs, loop, one_line
 import fpmc
 from fpmc import Source, diffusion, methods
 from fpmc.engine import fused
-from fpmc.engine.fused import dense
 from fpmc.engine.streaming import Streaming
 from fpmc.engine.tiling import tolerance
 from fpmc.operators import Box, Dense, Identity
@@ -116,6 +115,8 @@ def alternatives(z, x, sigma, queries, responses):
 
 def with_all_tiles(work):
     """Seconds where tiles of zeros are read like all others."""
+    from fpmc.engine.fused import dense  # which needs Triton
+
     full, dense.FULL = dense.FULL, -1.0
     try:
         return fastest(work)

@@ -163,8 +163,6 @@ def as_device(device: str | torch.device, name: str = "device") -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:  # as PyTorch's builds differ
         reason = str(error).splitlines()[0]
         raise ValueError(f"{name}: got {device!r}, which cannot be used ({reason})") from error
-    if found.type == "meta":
-        raise ValueError(f"{name}: got {device!r}, which cannot be used (it holds no numbers)")
     return found
 
 

@@ -143,9 +143,8 @@ def test_what_is_no_gaussian_and_no_schedule_is_named():
 @pytest.mark.usefixtures("as_users_do")
 def test_a_plan_is_refused_for_devices_and_sources_that_are_none():
     source, ones = Source(images(2, SHAPE, 0)), Ones((5, 5))
-    for device in ("nowhere", "meta"):
-        with pytest.raises(ValueError, match=f"device: got '{device}', which cannot be used"):
-            plan(ones, ones, source, 1, device=device)
+    with pytest.raises(ValueError, match="device: got 'nowhere', which cannot be used"):
+        plan(ones, ones, source, 1, device="nowhere")
     with pytest.raises(TypeError, match="source: got Tensor"):
         plan(ones, ones, source.images, 1)
 

@@ -319,6 +319,12 @@ class TestResume:
 
 
 class TestOutcome:
+    @pytest.mark.parametrize(
+        ("seen", "every"), [(64, 10_000), (999_999, 10_000), (1_000_000, 100_000), (10**7, 10**6)]
+    )
+    def test_rows_of_the_loss_curve_are_coarser_the_longer_it_is(self, seen, every):
+        assert training._images_per_row(seen) == every
+
     def test_the_loss_falls_and_the_files_say_what_was_done(self, tmp_path, monkeypatch):
         monkeypatch.setattr(training, "LOG_EVERY", 500)
         shade = torch.linspace(0, 255, 64).to(torch.uint8).reshape(1, 1, 8, 8)

@@ -71,7 +71,8 @@ class Plan:
         n: Source images at a time.
         threads: Threads.
         memory: Working memory in bytes, at most; for streaming, the budget.
-        flops: Floating-point operations of the whole call in float64.
+        flops: Floating-point operations of the whole call in float64, of dense matrices all, though
+            a CUDA device leaves tiles of zeros out.
         flops32: The same in float32.
         bytes: Bytes of the source and its copies that pass through main memory.
         device: Where.
@@ -90,6 +91,8 @@ class Plan:
 
     def seconds(self, peaks: Peaks | None = None) -> float:
         """The least that the call can take: the longer of its operations and its memory traffic.
+
+        (On a CUDA device it can take less, if dense matrices have tiles of zeros.)
 
         Args:
             peaks: What the device can do; measured if left out, once, in less than a second.

@@ -39,7 +39,7 @@ class Preconditioned(nn.Module):
     Raises:
         TypeError: When called, if z is not a floating-point tensor or sigma not a number.
         ValueError: When called, if z has a wrong shape or NaN, or sigma is not positive, or
-            beyond what the parameters' type can compute with.
+            beyond what the parameters' type (z's, if there are none) can compute with.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ EMA_SHARE = 0.05
 WARM_UP = 0.02
 """Share of the budget over which the learning rate rises."""
 LOG_EVERY = 10_000
-"""Images per row of the loss curve, of its first million; then of ten times as many, and so on."""
+"""Images per row of the loss curve up to a million; ten times as many up to ten million, etc."""
 
 
 def edm_loss(
@@ -250,7 +250,7 @@ class _Run:
                 self.advance()
                 self.seconds = time.monotonic() - started
                 bar.update(self.recipe.batch)
-                every = LOG_EVERY * 10 ** max(0, len(str(self.images)) - 6)
+                every = _images_per_row(self.images)
                 if self.images // every > (self.images - self.recipe.batch) // every:
                     self.log()
                     bar.set_postfix(loss=f"{self.rows[-1]['loss']:.4f}")
@@ -485,6 +485,11 @@ def _tf32(wanted: bool) -> Iterator[None]:
 
 def _seed(*words: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _images_per_row(seen: int) -> int:
+    """See :data:`LOG_EVERY`."""
+    return LOG_EVERY * 10 ** max(0, len(str(seen)) - 6)
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -32,11 +32,11 @@ def load(network: str) -> dict[float, Float[Tensor, "k h w"]]:
     return read(FOLDER / f"{network}.npz")
 
 
-def averaged_over(maps: str | os.PathLike) -> int | None:
+def averaged_over(network: str | os.PathLike) -> int | None:
     """The number of noisy images that each of stored maps is an average over.
 
     Args:
-        maps: A shipped network's name, or a file that :func:`write` kept.
+        network: A name in :data:`fpmc.networks.SHIPPED`, or a file that :func:`write` kept.
 
     Returns:
         None if the file does not say.
@@ -45,7 +45,7 @@ def averaged_over(maps: str | os.PathLike) -> int | None:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is cut short or holds no maps.
     """
-    path = FOLDER / f"{maps}.npz" if maps in _shipped() else maps
+    path = FOLDER / f"{network}.npz" if network in _shipped() else network
     with _opened(path) as file:
         return int(file["images"]) if "images" in file else None
 
@@ -148,7 +148,7 @@ def _opened(path: str | os.PathLike) -> Iterator[Mapping[str, np.ndarray]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             if "maps" not in file:
-                raise KeyError("it has no maps")
+                raise ValueError("it has no maps")
             yield file
     except FileNotFoundError:
         raise

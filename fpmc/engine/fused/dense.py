@@ -37,8 +37,8 @@ class Matrices:
         q_pixels: The pixels of Q, or dimensions.
         r: Rᵀ, shape (pixels, k), as operands; None if R is one-hot.
         coverage: Rᵀ1 of those, shape (pixels,), float64.
-        q_tiles: What of q is not zero, see :func:`_tiles`.
-        r_tiles: The same of r.
+        q_tiles: Where q is not zero, two tensors or two times None: see :func:`_tiles`.
+        r_tiles: The same of r; two times None if there is none.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Matrices:
         if isinstance(responses, Dense):
             r = responses.matrix.detach().flatten(1).to(device)
             self.r = precision.rounded(r.T.contiguous())
+            del r  # it may be a copy on the device
             self.r_tiles = _tiles(self.r, precision)
             self.coverage = self.r.sum(1, dtype=torch.float64)
 
@@ -68,9 +69,9 @@ def _tiles(a: Tensor, precision: Precision) -> tuple[Tensor | None, Tensor | Non
         precision: Whose tiles.
 
     Returns:
-        For each block of columns the places, first of all those that are not zero, shape (blocks,
-        tiles), int32, and the number of these, shape (blocks,), int32. (None, None) if too few are
-        zero.
+        For each block of columns the index of every tile's first entry along what is summed over,
+        those of tiles that are not zero first and rising, shape (blocks, tiles), int32; and how
+        many are not zero, shape (blocks,), int32. (None, None) if too few are zero.
     """
     columns, inner = precision.tiles.columns, precision.tiles.inner
     some = max_pool2d((a != 0).float()[None], (columns, inner), ceil_mode=True)[0]
