@@ -5,7 +5,7 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import pad
 
 from fpmc.engine.fused import dense_kernels
 from fpmc.engine.fused.inputs import Inputs
@@ -74,10 +74,11 @@ def _tiles(a: Tensor, precision: Precision) -> tuple[Tensor | None, Tensor | Non
         many are not zero, shape (blocks,), int32. (None, None) if too few are zero.
     """
     columns, inner = precision.tiles.columns, precision.tiles.inner
-    some = max_pool2d((a != 0).float()[None], (columns, inner), ceil_mode=True)[0]
-    if some.mean() > FULL:
+    entries = pad(a != 0, (0, -a.shape[1] % inner, 0, -len(a) % columns))
+    some = entries.unflatten(1, (-1, inner)).any(2).unflatten(0, (-1, columns)).any(1)
+    if some.double().mean() > FULL:
         return None, None
-    starts = some.argsort(dim=1, descending=True, stable=True) * inner
+    starts = some.byte().argsort(dim=1, descending=True, stable=True) * inner
     return starts.int(), some.sum(1).int()
 
 
