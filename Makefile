@@ -32,7 +32,9 @@ _build/.code: $(CODE) requirements.lock
 	rm -rf _build/.jupyter_cache
 	@touch $@
 
+# (An interrupted build leaves a file where the next one wants the folder _static.)
 book: .venv/installed _build/.code ## execute every chapter and build the HTML
+	@test -d _build/html/_static || rm -f _build/html/_static
 	$(BIN)/jupyter-book build . --warningiserror --keep-going
 	$(BIN)/python tests/check_html.py _build/html
 	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
