@@ -163,11 +163,11 @@ def poison(a, starts, counts, tiles):
     """Write NaN where a matrix should not be read; that is a good part of it."""
     assert counts.sum() < 0.75 * starts.numel()
     for block, (row, count) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True)):
+        rows = slice(block * tiles.columns, (block + 1) * tiles.columns)
         for first in row[count:]:
-            assert not a[block * tiles.columns :][
-                : tiles.columns, first : first + tiles.inner
-            ].any()
-            a[block * tiles.columns :][: tiles.columns, first : first + tiles.inner] = torch.nan
+            tile = a[rows, first : first + tiles.inner]
+            assert not tile.any()
+            tile.fill_(torch.nan)
 
 
 @pytest.mark.parametrize("p", [1, 5])
