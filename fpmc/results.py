@@ -32,7 +32,7 @@ MEASURES = ("mse", "r2", "nearest")
 """What is measured of every sample: error and r² to the reference's, distance to the source."""
 SETTINGS = "settings"
 """What stands beside the measures, and is no method: what decided the samples, as JSON."""
-TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command")
+TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command", "trained_on")
 TEXT += ("device", "precision", "version", "torch", "code", "date")
 
 

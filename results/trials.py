@@ -2,9 +2,9 @@
 
     python results/trials.py --trial "more dropout" runs/digits-ddpmpp-0/network.safetensors
 
-adds a row per noise level to ``results/DATA/trials.csv``, with the command on the network's card;
-rows of the same trial of the same network and budget are replaced. The book's chapter on the
-networks shows them.
+adds a row per noise level to ``results/DATA/trials.csv``, with the command and the device on the
+network's card; rows of the same trial of the same network and budget are replaced. The book's
+chapter on the networks shows them.
 """
 
 import argparse
@@ -85,6 +85,7 @@ def keep(file: str, trial: str, draws: int, out: Path | None = None) -> None:
                 "n": len(x),
                 **provenance,
                 "command": card["command"],
+                "trained_on": card.get("device", ""),
             }
         )
 

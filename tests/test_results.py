@@ -542,7 +542,7 @@ class TestTrials:
             if (row["network"], row["trial"]) == ("digits/dit-1", "shipped")
         }
         for row in again:
-            for name in ("images", "minutes", "held_out", "n", "seed", "command"):
+            for name in ("images", "minutes", "held_out", "n", "seed", "command", "trained_on"):
                 assert row[name] == stored[row["sigma"]][name]
             for name in ("to_wiener", "to_optimal"):
                 assert row[name] == pytest.approx(stored[row["sigma"]][name], abs=2e-4)
