@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "as_answer",
     "as_device",
     "as_fraction",
     "as_generator",
@@ -151,11 +152,31 @@ def as_images(images: Any, name: str, shape: tuple[int, ...] | None = None) -> T
     return images
 
 
-def as_device(device: str | torch.device, name: str = "device") -> torch.device:
-    """Return a device that there is.
+def as_answer(x_hat: Any, z: Tensor, name: str) -> Tensor:
+    """Return a denoiser's answer to z.
+
+    Args:
+        x_hat: The answer.
+        z: Noisy images, shape (b, c, h, w).
+        name: What the error calls the denoiser.
 
     Raises:
-        ValueError: If PyTorch knows none of that name, or this machine or build has none.
+        TypeError: If it is not a tensor.
+        ValueError: If it has another shape than z.
+    """
+    if not isinstance(x_hat, Tensor):
+        raise TypeError(f"{name}: gave {type(x_hat).__name__}, wanted a torch tensor")
+    if x_hat.shape != z.shape:
+        raise ValueError(f"{name}: gave shape {tuple(x_hat.shape)}, for {tuple(z.shape)}")
+    return x_hat
+
+
+def as_device(device: str | torch.device, name: str = "device") -> torch.device:
+    """Return a device that there is, and that computes.
+
+    Raises:
+        ValueError: If PyTorch knows none of that name, this machine or build has none, or it is
+            the one whose tensors hold no values.
     """
     try:
         found = torch.device(device)
@@ -163,6 +184,8 @@ def as_device(device: str | torch.device, name: str = "device") -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as error:  # as PyTorch's builds differ
         reason = str(error).splitlines()[0]
         raise ValueError(f"{name}: got {device!r}, which cannot be used ({reason})") from error
+    if found.type == "meta":
+        raise ValueError(f"{name}: got {device!r}, whose tensors hold no values")
     return found
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc import engine
-from fpmc.checks import as_images, as_noise_level, as_whole_number
+from fpmc.checks import EXTREME, as_images, as_noise_level, as_whole_number
 from fpmc.engine import streaming
 from fpmc.engine.apart import constant
 from fpmc.levels import Constant, nearest_level
@@ -26,6 +26,9 @@ from fpmc.operators import LARGEST, Dense, Operator, as_pair
 from fpmc.source import Source, as_source
 
 __all__ = ["FPMC", "Posterior"]
+
+FARTHEST = 1e130
+"""Noise levels that a noisy pixel may lie from 0: squares of more, with weights, overflow."""
 
 Operators = Operator | Mapping[float, Operator] | Callable[[float], Operator]
 
@@ -103,8 +106,8 @@ class FPMC:
 
         Raises:
             TypeError: If z is not a floating-point tensor, or sigma not a number.
-            ValueError: If z's shape is not the source's, it holds NaN, sigma is not positive, or
-                the budget is too small.
+            ValueError: If z's shape is not the source's, it holds NaN or lies too far out for
+                sigma, sigma is not positive, or the budget is too small.
         """
         arguments = self._checked(z, sigma)
         return engine.denoise(*arguments, self.source, self.budget, self.precision)
@@ -160,6 +163,12 @@ class FPMC:
     def _prepare(self, z, sigma) -> tuple[float, Tensor, Operator, Operator]:
         sigma = as_noise_level(sigma)
         z = as_images(z, "z", self.source.shape)
+        largest = FARTHEST * sigma
+        if largest < EXTREME and (far := z.detach().abs().max().item()) > largest:
+            raise ValueError(
+                f"z: got values up to {far:.3g} at sigma = {sigma:.3g}, wanted them up to "
+                f"{FARTHEST:g} times sigma: squares of larger ratios overflow"
+            )
         return sigma, z, *self.operators(sigma)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from fpmc.checks import as_generator, as_images, as_noise_level, as_whole_number
+from fpmc.checks import as_answer, as_generator, as_images, as_noise_level, as_whole_number
 
 __all__ = [
     "Denoiser",
@@ -52,7 +52,7 @@ def edm_sigmas(
 
     Raises:
         TypeError: If n is not a whole number.
-        ValueError: If n < 2, or the levels are not positive and ordered.
+        ValueError: If n < 2, the levels are not positive and ordered, or rho is too small for them.
 
     Source: Karras et al. (2022), equation (5).
     """
@@ -64,7 +64,10 @@ def edm_sigmas(
     if low >= high:
         raise ValueError(f"sigma_min: got {low}, wanted less than sigma_max = {high}")
     position = torch.arange(n, dtype=torch.float64) / (n - 1)
-    sigmas = (high ** (1 / rho) + position * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    try:
+        sigmas = (high ** (1 / rho) + position * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+    except OverflowError as error:
+        raise ValueError(f"rho: got {rho}, too small for sigma_max = {high:g}") from error
     sigmas[0], sigmas[-1] = high, low
     return sigmas
 
@@ -161,10 +164,7 @@ def steps(
     z = as_images(z, "z")
 
     def answer(z: Tensor, sigma: float) -> Tensor:
-        x_hat = denoiser(z, sigma)
-        if x_hat.shape != z.shape:
-            raise ValueError(f"denoiser: gave shape {tuple(x_hat.shape)}, for {tuple(z.shape)}")
-        return x_hat.to(z.dtype)
+        return as_answer(denoiser(z, sigma), z, "denoiser").to(z.dtype)
 
     def path(z: Tensor) -> Iterator[Step]:
         pairs = list(itertools.pairwise([*levels, 0.0]))
@@ -207,7 +207,7 @@ def sample(
         The samples, with z's shape and type.
 
     Raises:
-        TypeError: If z is not a floating-point tensor.
+        TypeError: If z is not a floating-point tensor, or the denoiser's answer no tensor.
         ValueError: If the levels do not fall or are not positive, z has a wrong shape or NaN, or
             the denoiser answers in another shape.
 

@@ -81,6 +81,12 @@ def test_answers_lie_between_the_source_images(source):
         (torch.zeros(1, *SHAPE), -1.0, ValueError, "sigma: got -1.0"),
         (torch.zeros(1, *SHAPE), float("nan"), ValueError, "sigma: got nan"),
         (torch.zeros(1, *SHAPE), float("inf"), ValueError, "sigma: got inf"),
+        (
+            torch.full((1, *SHAPE), 1e60, dtype=torch.float64),
+            1e-100,
+            ValueError,
+            "z: got values up to 1e+60 at sigma = 1e-100, wanted them up to 1e+130 times sigma",
+        ),
         (torch.zeros(1, *SHAPE), 1e-170, ValueError, "sigma: got 1e-170"),
         (torch.zeros(1, *SHAPE), 10**400, ValueError, "sigma: got 1000"),
         (

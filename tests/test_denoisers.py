@@ -70,6 +70,15 @@ def test_answers_are_finite_at_every_noise_level_and_distance(denoiser, x, dtype
     assert denoiser(1e7 * x, 0.002).isfinite().all()
 
 
+@pytest.mark.parametrize("sigma", [1e-30, 1e-21, 1e21, 1e30])
+def test_what_float32_does_not_hold_is_exact_in_any_precision(sigma, x):
+    for name in ("LS", "PSPC-Flex", "Lukoianov"):
+        denoiser = ALL[name](Source(images(12, SHAPE, 0), range(1, 13)))
+        fast = denoiser.with_precision("float32")
+        for z in (x, x * max(sigma, 1.0)):
+            torch.testing.assert_close(fast(z, sigma), denoiser(z, sigma))
+
+
 def test_without_noise_the_optimal_denoiser_answers_with_the_nearest_image(x):
     source = Source(images(12, SHAPE, 0))
     nearest = torch.cdist(x.flatten(1).double(), source[:].flatten(1).double()).argmin(1)
@@ -143,6 +152,8 @@ def test_what_is_no_gaussian_and_no_schedule_is_named():
 @pytest.mark.usefixtures("as_users_do")
 def test_a_plan_is_refused_for_devices_and_sources_that_are_none():
     source, ones = Source(images(2, SHAPE, 0)), Ones((5, 5))
+    with pytest.raises(ValueError, match="device: got 'meta', whose tensors hold no values"):
+        plan(ones, ones, source, 1, device="meta")
     with pytest.raises(ValueError, match="device: got 'nowhere', which cannot be used"):
         plan(ones, ones, source, 1, device="nowhere")
     with pytest.raises(TypeError, match="source: got Tensor"):

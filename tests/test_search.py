@@ -90,6 +90,8 @@ def test_progress_is_shown(source, x, capsys):
         ({"source": torch.zeros(2, 1, 4, 4)}, TypeError, "source: got Tensor"),
         ({"network": None}, TypeError, "network: got NoneType, wanted a function"),
         ({"network": lambda z, s: z[:1]}, ValueError, "network: gave shape (1, 1, 4, 4)"),
+        ({"network": lambda z, s: None}, TypeError, "network: gave NoneType, wanted a torch"),
+        ({"method": lambda s, p: lambda z, sigma: 0}, TypeError, "method: gave int"),
         ({"x": torch.zeros(2, 1, 4, 5)}, ValueError, "x: got shape (2, 1, 4, 5)"),
         ({"sigmas": []}, ValueError, "sigmas: got an empty sequence"),
         ({"sigmas": [0]}, ValueError, "sigmas: got 0"),

@@ -42,6 +42,9 @@ PRECISIONS = ("exact", "float32", "tf32", "bf16")
 FEW = 48
 """Noisy images up to which reading the source as it is stored beats matrix products."""
 
+FARTHEST = 1e15
+"""Noise levels, their inverses and weighted distances whose squares float32 surely holds."""
+
 EXP = 15
 """Operations that an exponential counts for."""
 
@@ -127,8 +130,9 @@ def plan(
 ) -> Plan:
     """Choose how to compute an answer. Nothing is computed, and nothing depends on pixels' values.
 
-    (Noisy images with pixels so far out that running sums would lose digits are the exception:
-    they are streamed, see :func:`fpmc.engine.boxes.safe`.)
+    (Noisy images with pixels so far out that running sums would lose digits are an exception:
+    they are streamed, see :func:`fpmc.engine.boxes.safe`. What float32's
+    range does not hold is another: it is computed exactly, whatever the precision.)
 
     Args:
         queries: Q.
@@ -196,7 +200,8 @@ def denoise(
         budget: Bytes of working memory, inputs and result not counted; 1 GiB if left out.
         precision: "exact", or what products are computed in: "float32", or on a CUDA device
             "tf32" or "bf16", of which elsewhere "float32" takes the place. Squares and whole
-            images on a CPU are always exact.
+            images on a CPU are always exact, and so are answers that float32's range does not
+            hold the way to.
 
     Returns:
         x̂ with z's shape, type and device, differentiable in z and in the matrices of dense Q and R
@@ -206,6 +211,8 @@ def denoise(
         ValueError: If the budget is too small for a single pair of images.
     """
     queries, responses = _simplest(queries), _simplest(responses)
+    if precision != "exact" and not _within_float32(z, sigma, queries):
+        precision = "exact"
     where = {"dtype": z.dtype, "device": z.device, "budget": budget, "precision": precision}
     chosen = plan(queries, responses, source, len(z), **where)
     path = Streaming(sigma, queries, responses, source, budget, fast=precision != "exact")
@@ -267,6 +274,13 @@ def _fastest(work: Callable[[], object], device: torch.device) -> float:
 def _simplest(op: Operator) -> Operator:
     """The operator; if it is a square that is as large as the image, the whole image."""
     return Ones(op.shape) if isinstance(op, Box) and op.k == 1 else op
+
+
+def _within_float32(z: Tensor, sigma: float, queries: Operator) -> bool:
+    """Whether float32's range surely holds what lies between z and the answer."""
+    largest = (z.detach().abs().max().item() + 1) / min(sigma, 1.0)
+    weighted = math.prod(z.shape[1:]) * queries.coverage().max().item() * largest**2
+    return 1 / FARTHEST <= sigma <= FARTHEST and weighted <= FARTHEST**2
 
 
 def _fusible(precision: str, dtype: torch.dtype) -> bool:

@@ -8,7 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from fpmc.checks import as_fraction, as_generator, as_images, as_noise_level, as_whole_number
+from fpmc.checks import (
+    as_answer,
+    as_fraction,
+    as_generator,
+    as_images,
+    as_noise_level,
+    as_whole_number,
+)
 from fpmc.diffusion import Denoiser, add_noise
 from fpmc.methods.schedules import SMALLEST_PATCH
 from fpmc.metrics import Estimate, mse
@@ -65,7 +72,7 @@ def search_patch_sizes(
         progress: Whether to show a progress bar.
 
     Raises:
-        TypeError: If an argument is of another type.
+        TypeError: If an argument is of another type, or a denoiser's answer no tensor.
         ValueError: If x has another shape or NaN, there are no noise levels or no sizes, or one
             lies outside its range, or a denoiser answers in another shape.
 
@@ -103,7 +110,7 @@ def search_thresholds(
         progress: Whether to show a progress bar.
 
     Raises:
-        TypeError: If an argument is of another type.
+        TypeError: As :func:`search_patch_sizes` does.
         ValueError: As :func:`search_patch_sizes` does.
     """
     values = [as_fraction(tau, "thresholds") for tau in _listed(thresholds, "thresholds")]
@@ -121,10 +128,7 @@ def _search(source, network, x, sigmas, method, values, name, seed, progress) ->
     denoisers = {value: method(source, value) for value in values}
 
     def answer(denoiser: Denoiser, called: str, z: Tensor, sigma: float) -> Tensor:
-        x_hat = denoiser(z, sigma)
-        if x_hat.shape != z.shape:
-            raise ValueError(f"{called}: gave shape {tuple(x_hat.shape)}, for {tuple(z.shape)}")
-        return x_hat
+        return as_answer(denoiser(z, sigma), z, called)
 
     errors = {}
     with tqdm(total=len(levels) * len(denoisers), desc=name, disable=not progress) as bar:
