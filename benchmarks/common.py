@@ -5,8 +5,10 @@ import csv
 import datetime
 import platform
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -28,6 +30,15 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     options = parser.parse_args()
     options.label = options.label or options.data
     return options
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """End the program with an error's message alone, where it is about what was asked for."""
+    try:
+        yield
+    except (TypeError, ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
 
 
 def fastest(work: Callable[[], object], repeats: int = 3, *, warm: bool = True) -> float:

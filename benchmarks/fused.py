@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import add_data, fastest, gpu, parse, show, write
+from common import add_data, fastest, gpu, named, parse, show, write
 from paths import discs, loop, one_line
 
 import fpmc
@@ -189,4 +189,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with named():
+        main()

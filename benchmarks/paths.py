@@ -26,11 +26,12 @@ import math
 from pathlib import Path
 
 import torch
-from common import add_data, fastest, gpu, parse, show, write
+from common import add_data, fastest, gpu, named, parse, show, write
 from torch.nn import functional
 
 import fpmc
 from fpmc import FPMC, Source, diffusion, engine, methods
+from fpmc.checks import as_device
 from fpmc.operators import Box, Dense, Identity, Ones
 from fpmc.source import to_float
 
@@ -219,7 +220,7 @@ def main():
 
     most = max(options.n, options.dense_n)
     data = fpmc.data.load(options.data, options.root, n_train=most, n_test=options.b)
-    images = data.train.to(options.device)
+    images = data.train.to(as_device(options.device, "--device"))
     many, few = Source(images[: options.n]), Source(images[: options.dense_n])
     pixels, one_hot = many.shape[1:], Identity(many.shape[1:])
     local, large = (discs(pixels[0], share, options.device) for share in (0.1, 0.6))
@@ -255,4 +256,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with named():
+        main()

@@ -9,7 +9,7 @@ The error is the largest difference of any value from the answer over the whole 
 import argparse
 from pathlib import Path
 
-from common import add_data, fastest, parse, show, write
+from common import add_data, fastest, named, parse, show, write
 from paths import discs
 
 import fpmc
@@ -34,7 +34,7 @@ def main():
     data = fpmc.data.load(options.data, options.root, n_train=options.n, n_test=options.b)
     source = Source(data.train)
     pixels, side = source.shape[1:], source.shape[1]
-    local, large = discs(side, 0.1), discs(side, 0.6)
+    local, large = discs(side, 0.1, "cpu"), discs(side, 0.6, "cpu")
     methods = {
         "optimal": (Ones(pixels), Ones(pixels)),
         "PSPC-Square, p = 15": (Box(pixels, 15), Box(pixels, 15)),
@@ -62,4 +62,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with named():
+        main()

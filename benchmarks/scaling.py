@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from common import add_data, fastest, parse, show, write
+from common import add_data, fastest, named, parse, show, write
 
 import fpmc
 from fpmc import FPMC, Source, diffusion
@@ -47,14 +47,22 @@ def main():
     options = parse(parser)
 
     load = partial(fpmc.data.load, options.data, options.root)
+    largest = min(32, *load(n_train=1, n_test=1).train.shape[2:])
     rows = []
     for method in ("optimal", "PSPC-Square", "LS", "dense Q and R"):
         n = options.dense_n if method == "dense Q and R" else options.n
-        fixed = {"n": n, "b": 8, "side": 32, "p": 7, "sigma": 1.0, "k": 1024}
+        fixed = {
+            "n": n,
+            "b": 8,
+            "side": largest,
+            "p": min(7, largest // 2),
+            "sigma": 1.0,
+            "k": 1024,
+        }
         changed = {"n": [n // 4, n // 2, n, 2 * n, 4 * n], "b": [2, 4, 8, 16, 32]}
-        changed |= {"side": [16, 32], "sigma": [0.05, 0.2, 1.0, 5.0, 20.0]}
+        changed |= {"side": [largest // 2, largest], "sigma": [0.05, 0.2, 1.0, 5.0, 20.0]}
         if method in ("PSPC-Square", "LS"):
-            changed["p"] = [3, 7, 15, 25]
+            changed["p"] = [p for p in (3, 7, 15, 25) if p <= largest]
         if method == "dense Q and R":
             changed["k"] = [128, 256, 512, 1024]
         for name, values in changed.items():
@@ -73,4 +81,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with named():
+        main()

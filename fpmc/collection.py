@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -88,8 +89,11 @@ class FPMC:
     def operators(self, sigma: float) -> tuple[Operator, Operator]:
         """Q and R at a noise level σ > 0."""
         sigma = as_noise_level(sigma)
-        queries, responses = self._queries(sigma), self._responses(sigma)
-        return as_pair(queries, responses, self.source.shape)
+        pair = as_pair(self._queries(sigma), self._responses(sigma), self.source.shape)
+        for name, op in zip(("queries", "responses"), pair, strict=True):
+            if isinstance(op, Dense):
+                op.check(name)
+        return pair
 
     def __call__(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
         """The denoised images x̂ = D(z, σ).
@@ -162,6 +166,11 @@ class FPMC:
 
     def _prepare(self, z, sigma) -> tuple[float, Tensor, Operator, Operator]:
         sigma = as_noise_level(sigma)
+        if isinstance(z, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(z):
+            raise TypeError(
+                "z: got a tensor inside a transform of torch.func, wanted a plain one: gradients "
+                "are those of backward() and torch.autograd.grad, sensitivity.maps has Jacobians"
+            )
         z = as_images(z, "z", self.source.shape)
         largest = FARTHEST * sigma
         if largest < EXTREME and (far := z.detach().abs().max().item()) > largest:

@@ -129,10 +129,11 @@ def score(
         sigma: The noise level σ > 0.
 
     Raises:
-        ValueError: If sigma is not positive.
+        TypeError: If the denoiser's answer is no tensor.
+        ValueError: If sigma is not positive, or the answer's shape is another than z's.
     """
     sigma = as_noise_level(sigma)
-    return (denoiser(z, sigma) - z) / sigma**2
+    return (as_answer(denoiser(z, sigma), z, "denoiser") - z) / sigma**2
 
 
 class Step(NamedTuple):
@@ -194,7 +195,9 @@ def sample(
     .. math:: \frac{dz}{d\sigma} = \frac{z - D(z, \sigma)}{\sigma}
 
     Second order; the last step, to 0, is Euler's. n noise levels take 2n − 1 evaluations of the
-    denoiser: 18 take 35.
+    denoiser: 18 take 35. The samples are differentiable where the denoiser is: one with weights
+    that require gradients keeps what they need of every evaluation, unless it is called under
+    ``torch.no_grad()``.
 
     Args:
         denoiser: D.

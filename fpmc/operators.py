@@ -39,6 +39,11 @@ WORTH_WHILE = 0.8
 class Operator(ABC):
     """A non-negative linear operator from pixels (or dimensions) to estimators.
 
+    One of your own sets ``shape`` and ``k`` and defines ``_apply`` and ``_transpose``: the matrix
+    and its transpose, times any array whose first axes are theirs, of the array's type, on its
+    device. Entries must not be negative, which only :class:`Dense` checks. Parameters of its own
+    get no gradients: for those, give :class:`Dense` a matrix made of them.
+
     Attributes:
         shape: (h, w), or (c, h, w) if it tells channels apart.
         k: The number of estimators K.
@@ -82,10 +87,12 @@ class Operator(ABC):
         return self.transpose(torch.ones(self.k, dtype=torch.float64))
 
     @abstractmethod
-    def _apply(self, a: Tensor) -> Tensor: ...
+    def _apply(self, a: Tensor) -> Tensor:
+        """A a, for a of shape (*shape, *rest): shape (k, *rest)."""
 
     @abstractmethod
-    def _transpose(self, b: Tensor) -> Tensor: ...
+    def _transpose(self, b: Tensor) -> Tensor:
+        """Aᵀ b, for b of shape (k, *rest): shape (*shape, *rest)."""
 
     def dense(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "k ..."]:
         """The matrix itself, with shape (k, *shape): row k is the k-th q or r vector."""
@@ -207,14 +214,25 @@ class Dense(Operator):
             raise ValueError(
                 f"matrix: got shape {tuple(matrix.shape)}, wanted (k, h, w) or (k, c, h, w)"
             )
-        if not matrix.isfinite().all() or (matrix < 0).any():
-            raise ValueError("matrix: got negative or non-finite entries, wanted entries ≥ 0")
-        most = matrix.detach().max().item()
-        if most > LARGEST:
-            raise ValueError(f"matrix: got {most:.3g}, wanted entries up to {LARGEST:g}")
         self.matrix = matrix
         self.k, *shape = matrix.shape
         self.shape = tuple(shape)
+        self.check("matrix")
+
+    def check(self, name: str) -> None:
+        """See that the entries are what they must be: they may have been changed since.
+
+        Args:
+            name: What the error calls the matrix.
+
+        Raises:
+            ValueError: If one is negative, NaN or beyond 1e30.
+        """
+        least, most = (value.item() for value in self.matrix.detach().aminmax())
+        if not (least >= 0 and most < math.inf):
+            raise ValueError(f"{name}: got negative or non-finite entries, wanted entries ≥ 0")
+        if most > LARGEST:
+            raise ValueError(f"{name}: got {most:.3g}, wanted entries up to {LARGEST:g}")
 
     def _apply(self, a: Tensor) -> Tensor:
         rest = a.shape[len(self.shape) :]
@@ -304,7 +322,12 @@ def as_pair(queries: Any, responses: Any, shape: tuple[int, int, int]) -> tuple[
             number of estimators.
     """
     for name, op in (("queries", queries), ("responses", responses)):
-        if not (isinstance(op, Operator) and op.fits(shape)):
+        if not isinstance(op, Operator):
+            raise ValueError(
+                f"{name}: got {kind(op)}, wanted an operator on images of shape {shape}, such as "
+                "Dense(matrix)"
+            )
+        if not op.fits(shape):
             raise ValueError(f"{name}: got {op!r}, wanted an operator on images of shape {shape}")
     if queries.k != responses.k:
         raise ValueError(

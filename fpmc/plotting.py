@@ -159,6 +159,10 @@ def plot_estimates(
 ) -> None:
     """A curve over σ with a band of two standard errors to either side.
 
+    Where all means are positive the band is that of their logarithm, to first order
+    mean · exp(± 2 errors / mean): on a logarithmic axis it is as wide above as below, and never
+    reaches 0.
+
     Args:
         ax: Where to draw.
         sigmas: The noise levels.
@@ -169,11 +173,12 @@ def plot_estimates(
     options.setdefault("color", COLOURS.get(label, COLOURS["other"]))
     middle = np.array(estimates, dtype=float)
     error = 2 * np.array([estimate.standard_error for estimate in estimates])
+    low, high = middle - error, middle + error
+    if (middle > 0).all():
+        low, high = middle * np.exp(-error / middle), middle * np.exp(error / middle)
     sigmas = np.asarray(sigmas, dtype=float)
     ax.plot(sigmas, middle, marker="o", markersize=3.5, label=label, **options)
-    ax.fill_between(
-        sigmas, middle - error, middle + error, color=options["color"], alpha=0.2, linewidth=0
-    )
+    ax.fill_between(sigmas, low, high, color=options["color"], alpha=0.2, linewidth=0)
     sigma_axis(ax)
 
 

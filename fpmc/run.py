@@ -39,8 +39,8 @@ def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict)
 
     Raises:
         FileNotFoundError: If there is no such chapter.
-        ValueError: If a name is not one of the chapter's parameters, or the output is no
-            ``.ipynb``.
+        ValueError: If the file is no notebook, a name is not one of the chapter's parameters, or
+            the output is no ``.ipynb``.
         papermill.exceptions.PapermillExecutionError: If a cell fails.
     """
     chapter, output = Path(chapter), Path(output)
@@ -59,7 +59,7 @@ def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".fpmc-run-") as folder:
         source, executed = Path(folder, "chapter.ipynb"), Path(folder, output.name)
-        jupytext.write(jupytext.read(chapter), source)
+        jupytext.write(_read(chapter), source)
         try:
             papermill.execute_notebook(source, executed, parameters, kernel_name="python3")
         finally:
@@ -68,12 +68,30 @@ def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict)
 
 
 def parameters_of(chapter: str | os.PathLike) -> dict[str, str]:
-    """A chapter's parameters and their defaults, as they stand in its source."""
+    """A chapter's parameters and their defaults, as they stand in its source.
+
+    Raises:
+        ValueError: If the file is no notebook.
+    """
     with tempfile.TemporaryDirectory() as folder:
         notebook = Path(folder, "chapter.ipynb")
-        jupytext.write(jupytext.read(chapter), notebook)
+        jupytext.write(_read(chapter), notebook)
         inspected = papermill.inspect_notebook(str(notebook))
     return {name: details["default"] for name, details in inspected.items()}
+
+
+def _read(chapter: str | os.PathLike) -> dict:
+    """A chapter as a notebook: an ``.ipynb``, or text whose header says that it is one."""
+    try:
+        notebook = jupytext.read(chapter)
+    except Exception as error:  # its readers raise many kinds
+        raise ValueError(f"{chapter}: not a chapter ({error})") from error
+    before, _, rest = Path(chapter).read_text(encoding="utf-8").partition("---\n")
+    header = "" if before.strip("# ") else rest.partition("---\n")[0]
+    named = "jupytext:" in header or "kernelspec:" in header
+    if Path(chapter).suffix != ".ipynb" and not named:
+        raise ValueError(f"{chapter}: not a chapter (no header with a jupytext or kernelspec)")
+    return notebook
 
 
 def parse(value: str) -> Any:

@@ -90,8 +90,15 @@ class Source:
                     "wanted them in [-1, 1]; pass pixel values as uint8, and clamp what a network "
                     "or a sampler produced"
                 )
+            if low >= 0.0 and high > 0.5:
+                warnings.warn(
+                    f"images: all values lie from {low.item():.3g} to {high.item():.3g}; if pixels "
+                    "were scaled to [0, 1], pass 2 * images - 1",
+                    stacklevel=2,
+                )
         n, c, h, w = images.shape
-        if c == h > max(CHANNELS) and w in CHANNELS:
+        far_apart = min(c, h) >= 2 * max(CHANNELS)
+        if w in CHANNELS and (far_apart or c == h > max(CHANNELS)):
             raise ValueError(
                 f"images: got shape {(n, c, h, w)}, which looks like (n, h, w, c), wanted "
                 "(n, c, h, w): move the last axis with images.movedim(-1, 1)"

@@ -108,6 +108,29 @@ def test_bad_calls_are_named(source, z, sigma, error, says):
         assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("entry", [torch.nan, -0.5, torch.inf, 1e31])
+@pytest.mark.parametrize("name", ["queries", "responses"])
+def test_matrices_that_were_changed_since_are_looked_at_again(source, name, entry):
+    pair = {"queries": torch.ones(2, 4, 5), "responses": torch.ones(2, 4, 5)}
+    denoiser = FPMC(*map(Dense, pair.values()), source)
+    denoiser(torch.zeros(1, *SHAPE), 1.0)
+    pair[name][1, 2, 3] = entry
+    for call in (denoiser, denoiser.posterior, lambda z, s: denoiser.pruned(z, s, 1e-3)):
+        with pytest.raises(ValueError, match=f"{name}: got "):
+            call(torch.zeros(1, *SHAPE), 1.0)
+
+
+def test_transforms_of_torch_func_are_named(source):
+    denoiser, z = fpmc.methods.optimal(source), torch.zeros(2, *SHAPE)
+    for transform, value in (
+        (torch.func.jacrev, z),
+        (torch.func.jacfwd, z),
+        (torch.func.vmap, z[None]),
+    ):
+        with pytest.raises(TypeError, match=r"z: got a tensor inside a transform of torch\.func"):
+            transform(lambda z: denoiser(z, 1.0))(value)
+
+
 @pytest.mark.usefixtures("as_users_do")
 @pytest.mark.parametrize(
     ("queries", "responses", "error", "says"),

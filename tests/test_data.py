@@ -169,6 +169,53 @@ def test_images_beside_train_and_test_are_an_error(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["cats.zip", "."])
+def test_train_and_test_are_found_below_the_folders_that_all_images_share(tmp_path, kind):
+    (tmp_path / "set").mkdir()
+    for seed, (part, n) in enumerate((("train", 20), ("test", 7))):
+        write_archive(tmp_path / "set" / "w" / "in" / part, random_images(n, (4, 4, 3), seed))
+    if kind == "cats.zip":
+        with zipfile.ZipFile(tmp_path / "set" / kind, "w") as archive:
+            for file in (tmp_path / "set" / "w").rglob("*.*"):
+                archive.write(file, file.relative_to(tmp_path / "set"))
+    dataset = load(tmp_path / "set" / kind)
+    assert (len(dataset.train), len(dataset.test)) == (20, 7)
+    expected = random_images(7, (4, 4, 3), 1).transpose(0, 3, 1, 2)
+    assert torch.equal(dataset.test, torch.from_numpy(expected.copy()))
+
+
+@pytest.mark.parametrize(
+    ("folders", "named"),
+    [
+        (("Train", "Test"), "Test"),
+        (("cats/train", "cats/test", "dogs/train", "dogs/test"), "cats/test"),
+        (("bus", "train"), "train"),
+        (("train", "test/TEST"), "test/TEST"),
+    ],
+)
+def test_folders_called_train_or_test_that_are_no_parts_are_an_error(tmp_path, folders, named):
+    for folder in folders:
+        write_archive(tmp_path / folder, random_images(3, (4, 4, 3)))
+    with pytest.raises(ValueError, match=f"got images in {named}/00000, wanted folders called"):
+        load(tmp_path)
+
+
+def test_a_folder_that_all_images_share_may_be_called_train(tmp_path):
+    write_archive(tmp_path / "cats" / "train", random_images(20, (4, 4, 3)))
+    assert len(load(tmp_path / "cats", n_test=0).train) == 20
+
+
+def test_folders_behind_links_are_read_and_links_that_lead_back_are_not(tmp_path):
+    arrays = random_images(4, (4, 4, 3))
+    write_archive(tmp_path / "elsewhere" / "a", arrays[:2])
+    write_archive(tmp_path / "set" / "b", arrays[2:])
+    (tmp_path / "set" / "a").symlink_to(tmp_path / "elsewhere" / "a")
+    (tmp_path / "set" / "b" / "back").symlink_to(tmp_path / "set")
+    (tmp_path / "elsewhere" / "a" / "self").symlink_to(tmp_path / "elsewhere" / "a")
+    expected = torch.from_numpy(arrays.transpose(0, 3, 1, 2).copy())
+    assert torch.equal(load(tmp_path / "set", n_test=0).train, expected)
+
+
 def test_a_dot_in_a_folder_s_name_does_not_hide_its_twin(tmp_path):
     write_archive(tmp_path / "cats.v2-train", random_images(20, (4, 4, 3)))
     write_archive(tmp_path / "cats.v2-test", random_images(7, (4, 4, 3), 1))
@@ -291,6 +338,27 @@ class TestBadArchives:
         with pytest.raises(ValueError, match=r"img00000001\.png: cannot be read as an image"):
             load(folder)
 
+    def test_an_image_of_no_known_kind_is_named_without_an_address(self, tmp_path):
+        folder = write_archive(tmp_path / "images", random_images(2, (4, 4, 3)))
+        (folder / "00000" / "img00000001.png").write_bytes(b"no image")
+        with pytest.raises(ValueError, match=r"img00000001\.png: cannot be .*none that") as caught:
+            load(folder)
+        assert "0x" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("suffix", "write", "reader"),
+        [
+            ("npy", np.save, "np"),
+            ("npz", np.savez, "np"),
+            ("pt", lambda path, array: torch.save(torch.from_numpy(array), path), "torch"),
+        ],
+    )
+    def test_a_file_of_arrays_says_what_takes_it(self, tmp_path, suffix, write, reader):
+        path = tmp_path / f"images.{suffix}"
+        write(path, random_images(2, (3, 4, 4)))
+        with pytest.raises(ValueError, match=rf"got a file of arrays.*Source\({reader}\.load"):
+            load(path)
+
     def test_images_of_two_sizes(self, tmp_path):
         folder = write_archive(tmp_path / "images", random_images(3, (4, 4, 3)))
         Image.fromarray(random_images(1, (5, 4, 3))[0]).save(folder / "00000" / "other.png")
@@ -319,10 +387,12 @@ class TestBadArchives:
         with pytest.raises(ValueError, match=r"cifar10: got images \(3, 4, 4\)"):
             load("cifar10", tmp_path)
 
-    def test_an_alpha_channel(self, tmp_path):
-        folder = write_archive(tmp_path / "images", random_images(2, (4, 4, 4)))
-        with pytest.raises(ValueError, match="got an image of mode RGBA"):
-            load(folder)
+    @pytest.mark.parametrize("mode", ["RGBA", "P"])
+    def test_an_alpha_channel_or_palette_says_how_to_convert(self, tmp_path, mode):
+        image = Image.fromarray(random_images(1, (4, 4, 4))[0]).convert(mode)
+        image.save(tmp_path / "image.png")
+        with pytest.raises(ValueError, match=rf'mode {mode}, .*as image\.convert\("RGB"\) gives'):
+            load(tmp_path)
 
     def test_a_twin_of_another_size(self, tmp_path):
         write_archive(tmp_path / "a-train.zip", random_images(3, (4, 4, 3)))

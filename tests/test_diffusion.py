@@ -136,6 +136,11 @@ def test_progress_is_shown_when_asked_for(capsys):
         (lambda: diffusion.steps(gaussian, None, [1.0]), TypeError, "z: got NoneType"),
         (lambda: diffusion.sample(lambda z, s: z[:, :1], VARIANCE, [1.0]), ValueError, "denoiser"),
         (lambda: diffusion.edm_sigmas(5, rho=1e-3), ValueError, "rho: got 0.001"),
+        (
+            lambda: diffusion.score(lambda z, s: z.sum(), VARIANCE, 1.0),
+            ValueError,
+            "denoiser: gave shape ()",
+        ),
         (lambda: diffusion.edm_sigmas(5, 1, 1e40, 0.1), ValueError, "rho: got 0.1, too small"),
         (
             lambda: diffusion.sample(lambda z, s: 0, VARIANCE, [1.0]),

@@ -119,6 +119,14 @@ class TestArchitectures:
         with pytest.raises(ValueError, match=message):
             networks.build(arch, shape, **options)
 
+    @pytest.mark.parametrize(
+        ("arch", "names"),
+        [("ncsnpp", "channels, multipliers, .*taps"), ("dit", "patch, width, .*")],
+    )
+    def test_an_option_that_does_not_exist_is_named_and_so_are_those_that_do(self, arch, names):
+        with pytest.raises(TypeError, match=f"options: got nope, wanted those of {arch} .*{names}"):
+            networks.build(arch, SHAPE, nope=3)
+
 
 class TestPreconditioning:
     @pytest.mark.parametrize("arch", networks.ARCHITECTURES)

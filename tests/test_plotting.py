@@ -61,9 +61,18 @@ def test_a_curve_has_a_band_of_two_standard_errors():
     (line,), (band,) = ax.lines, ax.collections
     np.testing.assert_allclose(line.get_ydata(), [float(e) for e in estimates])
     heights = band.get_paths()[0].vertices[:, 1]
-    assert heights.max() == pytest.approx(max(e + 2 * e.standard_error for e in estimates))
+    ends = [e * np.exp(sign * 2 * e.standard_error / e) for e in estimates for sign in (-1, 1)]
+    assert (heights.min(), heights.max()) == pytest.approx((min(ends), max(ends)))
     assert line.get_color() == plotting.COLOURS["optimal"]
     assert ax.get_xscale() == "log"
+
+
+def test_where_means_are_not_positive_the_band_is_that_of_the_means():
+    _, ax = plt.subplots()
+    estimates = [metrics.Estimate(mean, 0.5, 9) for mean in (-1.0, 2.0)]
+    plotting.plot_estimates(ax, [0.1, 1.0], estimates, "optimal")
+    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((-2, 3))
 
 
 @pytest.mark.usefixtures("as_users_do")

@@ -92,6 +92,31 @@ def test_a_missing_chapter_and_a_wrong_ending_are_named(chapter, tmp_path, capsy
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("README.md", "# Title\n\n```bash\ntouch ran\n```\n\n---\nkernelspec: none\n---\n"),
+        ("cells.md", "---\ntitle: A page\n---\n\n```{code-cell}\nopen('ran', 'w')\n```\n"),
+        ("script.py", "open('ran', 'w')\n"),
+        ("table.csv", "1, 2\n"),
+        ("broken.ipynb", "{}"),
+    ],
+)
+def test_what_is_no_chapter_is_not_run(name, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(text)
+    assert main([name, "-o", "out.ipynb"]) == 2
+    assert capsys.readouterr().err.startswith(f"{name}: not a chapter (")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_notebook_needs_no_header(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(6 * 7)")])
+    nbformat.write(notebook, tmp_path / "plain.ipynb")
+    assert main([str(tmp_path / "plain.ipynb"), "-o", str(tmp_path / "out.ipynb")]) == 0
+    assert "42" in printed(tmp_path / "out.ipynb")
+
+
+@pytest.mark.parametrize(
     ("text", "value"),
     [
         ("3", 3),

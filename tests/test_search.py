@@ -1,5 +1,7 @@
 """The search for patch sizes and thresholds."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -123,3 +125,18 @@ def test_bad_thresholds_are_named(source, x):
             search_thresholds(source, lambda z, sigma: z, x, [1.0], lukoianov, thresholds)
     with pytest.raises(TypeError, match=r"thresholds: got 0\.5, wanted a sequence"):
         search_thresholds(source, lambda z, sigma: z, x, [1.0], lukoianov, 0.5)
+
+
+def test_one_denoiser_is_held_at_a_time(source, x):
+    alive = weakref.WeakSet()
+
+    def method(source, p):
+        assert not alive
+        denoiser = ls(source, p)
+        alive.add(denoiser)
+        return denoiser
+
+    found = search_patch_sizes(
+        source, lambda z, s: z, x, [1.0, 0.5], method, [3, 5], progress=False
+    )
+    assert [list(row) for row in found.errors.values()] == [[3, 5], [3, 5]]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fpmc import Source, methods, networks, sensitivity
 from fpmc.diffusion import add_noise, edm_sigmas
+from fpmc.sensitivity import __main__ as command_line
 from fpmc.sensitivity import gradients
 from fpmc.sensitivity.__main__ import main
 from tests.test_networks import tiny
@@ -102,6 +103,27 @@ def test_over_several_levels_there_is_one_set_each():
     torch.testing.assert_close(found[0.5], expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.usefixtures("as_users_do")
+@pytest.mark.parametrize(
+    ("answer", "error", "says"),
+    [
+        (lambda z: None, TypeError, "denoiser: gave NoneType, wanted a torch tensor"),
+        (lambda z: (z, z), TypeError, "denoiser: gave tuple"),
+        (lambda z: z[:, :1], ValueError, "denoiser: gave shape (1, 1, 3, 3), for (1, 2, 3, 3)"),
+        (lambda z: z * torch.nan, ValueError, "denoiser: has NaN or infinite derivatives"),
+    ],
+)
+def test_answers_that_are_none_are_named(answer, error, says):
+    class Network(torch.nn.Module):
+        def forward(self, z, sigma):
+            return answer(z)
+
+    for denoiser in (Network(), lambda z, sigma: answer(z)):
+        with pytest.raises(error) as caught:
+            sensitivity.maps(denoiser, 1.0, images(1, (2, 3, 3)))
+        assert says in str(caught.value)
+
+
 class TestCache:
     def test_the_second_time_nothing_is_computed(self, tmp_path, monkeypatch):
         network, x = tiny(shape=(1, 8, 8)), images(1, (1, 8, 8))
@@ -110,15 +132,20 @@ class TestCache:
         again = sensitivity.maps(network, 1.0, x, cache=tmp_path / "new")
         torch.testing.assert_close(first, again, rtol=1e-6, atol=1e-9)
 
-    @pytest.mark.parametrize("what", ["weights", "sigma_data", "sigma", "images", "seed"])
+    @pytest.mark.parametrize(
+        "what", ["weights", "sigma_data", "forward", "sigma", "images", "seed"]
+    )
     def test_whatever_decides_the_maps_is_part_of_the_key(self, what, tmp_path):
         network, x = tiny(shape=(1, 8, 8)), images(1, (1, 8, 8))
         sensitivity.maps(network, 1.0, x, cache=tmp_path)
         narrow = tiny(shape=(1, 8, 8))
         narrow.sigma_data = 0.25
+        doubled = tiny(shape=(1, 8, 8))
+        doubled.forward = lambda z, sigma, plain=doubled.forward: 2 * plain(z, sigma)
         other = {
             "weights": (tiny(shape=(1, 8, 8), seed=1), 1.0, x, 0),
             "sigma_data": (narrow, 1.0, x, 0),
+            "forward": (doubled, 1.0, x, 0),
             "sigma": (network, 1.1, x, 0),
             "images": (network, 1.0, -x, 0),
             "seed": (network, 1.0, x, 1),
@@ -299,6 +326,16 @@ def test_the_command_line_keeps_a_network_s_maps(tmp_path):
     ):
         with pytest.raises(SystemExit, match=f"error: {says}"):
             main(["--network", "digits/dit", "--out", str(tmp_path / "x.npz"), *words])
+
+
+def test_the_command_line_says_before_the_first_level_that_it_cannot_write(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(command_line, "maps_over", None)
+    monkeypatch.setattr(command_line.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(SystemExit, match=r"--out: got .*maps\.npz, wanted .*\(not yours\)"):
+        main(["--network", "digits/dit", "--out", str(tmp_path / "maps.npz")])
 
 
 @pytest.mark.usefixtures("as_users_do")

@@ -10,6 +10,15 @@ from fpmc import Source
 from fpmc.source import to_float, to_uint8
 
 
+def test_floats_that_may_be_pixels_scaled_to_0_1_are_warned_of(recwarn):
+    with pytest.warns(UserWarning, match=r"from 0 to 1; if pixels were scaled .* 2 \* images - 1"):
+        Source(torch.linspace(0, 1, 8).view(2, 1, 2, 2))
+    recwarn.clear()
+    for images in (torch.linspace(-0.1, 1, 8), torch.zeros(8), torch.linspace(0, 0.1, 8)):
+        Source(images.view(2, 1, 2, 2))
+    assert not recwarn
+
+
 @given(st.integers(0, 255))
 def test_pixel_values_and_floats_are_inverse_to_each_other(value):
     pixel = torch.full((1, 1, 2, 2), value, dtype=torch.uint8)
@@ -65,6 +74,7 @@ def test_weights_are_scaled_to_one(weights):
         ([[1.0]], None, TypeError, "images: got list, wanted a tensor or array"),
         (torch.ones(1, 1, 2, 2).double() + 1e-15, None, ValueError, "to 1.00000000000000"),
         (torch.zeros(2, 8, 8, 3), None, ValueError, "images.movedim(-1, 1)"),
+        (torch.zeros(2, 48, 64, 3), None, ValueError, "looks like (n, h, w, c)"),
         (torch.zeros(2, 1, 2, 2).to_sparse(), None, TypeError, "images: got torch.sparse_coo"),
         (torch.zeros(2, 1, 2, 2, device="meta"), None, TypeError, "torch.strided on meta"),
         (np.ma.zeros((2, 1, 2, 2), np.uint8), None, TypeError, "images: got a masked array"),

@@ -185,6 +185,18 @@ class TestReproducible:
         with pytest.raises(ValueError, match=r"start: .*network\.safetensors' is another network"):
             self.plan(toy, tmp_path / "c", other)
 
+    def test_another_network_to_start_from_is_an_error_that_says_briefly_what_differs(
+        self, toy, tmp_path
+    ):
+        recipe = replace(RECIPE, start="photos/ddpmpp")
+        with pytest.raises(ValueError, match=r"is another network: got .* par") as caught:
+            self.plan(toy, tmp_path, recipe)
+        first, second = str(caught.value).splitlines()
+        size = networks.build("ddpmpp", (1, 8, 8), **OPTIONS).size
+        assert first.endswith(f"wanted {size:,}")
+        assert "tensors differ in name or shape" in second
+        assert second.count("model.") == 3
+
     def test_the_average_follows_the_weights_with_the_stated_half_life(self, toy, tmp_path):
         plan = self.plan(toy, tmp_path)
         expected = weights(plan.average).clone()
@@ -395,12 +407,50 @@ class TestOutcome:
             ({"target": "mean"}, "target: got 'mean', wanted 'image' or 'posterior'"),
             ({"draws": (0.0, 0.0)}, "draws: got .*, wanted a mean and a deviation above 0"),
             ({"levels": (0.0,)}, "levels: got .*, wanted a mean and a deviation above 0"),
+            ({"levels": (math.nan, 1.0)}, "levels: got .*nan, 1.*, finite"),
+            ({"levels": (0.0, math.inf)}, "levels: got .*0.0, inf.*, finite"),
+            ({"draws": (-math.inf, 1.0)}, "draws: got .*-inf, 1.*, finite"),
+            ({"rate": 0}, "rate: got 0, wanted a finite number above 0"),
+            ({"rate": -1e-3}, "rate: got -0.001, wanted a finite number above 0"),
+            ({"rate": math.nan}, "rate: got nan, wanted a finite number above 0"),
         ],
     )
     def test_a_recipe_that_cannot_run_is_an_error(self, changes, message, toy, tmp_path):
         with pytest.raises(ValueError, match=message):
             run(toy, tmp_path, replace(RECIPE, **changes))
 
+    @pytest.mark.usefixtures("as_users_do")
+    @pytest.mark.parametrize(
+        ("options", "got"), [({"nope": 3}, "nope"), ({"seed": 1}, "seed"), ([3], r"\[3\]")]
+    )
+    def test_options_that_are_none_are_an_error_that_lists_the_valid_ones(
+        self, options, got, toy, tmp_path
+    ):
+        with pytest.raises(TypeError, match=f"options: got {got}, wanted .* channels, multipliers"):
+            run(toy, tmp_path, replace(RECIPE, options=options))
+
+    @pytest.mark.parametrize("place", ["file", "file/run"])
+    def test_a_folder_that_cannot_be_is_an_error_before_training(
+        self, place, toy, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(training._Run, "advance", None)
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ValueError, match=f"out: got '.*{place}', wanted a folder that can be"):
+            run(toy, tmp_path / place)
+
+    def test_a_folder_that_cannot_be_written_to_is_not_left_behind(
+        self, toy, tmp_path, monkeypatch
+    ):
+        def refuse(**_):
+            raise PermissionError("not yours")
+
+        monkeypatch.setattr(training._Run, "advance", None)
+        monkeypatch.setattr(training.tempfile, "TemporaryFile", refuse)
+        with pytest.raises(ValueError, match=r"out: got '.*run', wanted .*\(not yours\)"):
+            run(toy, tmp_path / "new" / "run")
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.usefixtures("as_users_do")
     def test_the_command_line_says_what_is_wrong(self, tmp_path):
         out = ["--out", str(tmp_path)]
         with pytest.raises(SystemExit, match="error: name: got 'nothing'"):
@@ -410,8 +460,8 @@ class TestOutcome:
                 ["--data", "digits", "--arch", "dit", "--options", '{"patch": 2, "width": 5}', *out]
             )
         words = ["--data", "digits", "--arch", "dit", "--images", "4", "--batch", "4", *out]
-        for options in ('{"widht": 8}', "[1]", "3"):
-            with pytest.raises(SystemExit, match="error: "):
+        for options, got in (('{"widht": 8}', "widht"), ("[1]", r"\[1\]"), ("3", "3")):
+            with pytest.raises(SystemExit, match=f"error: options: got {got}, wanted .* width"):
                 training.main([*words, "--options", options])
         (tmp_path / "file").write_text("")
         tiny = '{"patch": 4, "width": 8, "depth": 1, "heads": 1}'

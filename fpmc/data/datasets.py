@@ -70,8 +70,9 @@ def load(
       with EDM's dataset tool.
     - a path to a folder or ZIP in the layout of EDM's dataset tool (PNG, JPEG, WebP, BMP or TIFF).
       If its name ends in ``-train`` and its twin ending in ``-test`` lies beside it, that is the
-      test set; if its images lie in folders ``train`` and ``test``, the second is. A folder that
-      is called like one of the above is ``"./photos"``, or a :class:`pathlib.Path`.
+      test set; if its images lie in folders ``train`` and ``test``, the second is, also below a
+      folder that holds both; other folders of these names are an error. A folder that is called
+      like one of the above is ``"./photos"``, or a :class:`pathlib.Path`.
 
     A dataset without a test set of its own holds out a tenth of its images, at least one and at
     most 1,000 (digits 297). Which ones does not depend on the seed, so that what a network was

@@ -96,5 +96,6 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients):
         raise RuntimeError(
-            "an FPMC has first derivatives only: got a call for the gradient of its gradient"
+            "an FPMC has first derivatives only, in reverse mode: got a call for the gradient of "
+            "its gradient, or for a derivative in forward mode"
         )

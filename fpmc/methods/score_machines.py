@@ -49,8 +49,9 @@ def els(
     sees the squares at every place where they fit, one at a vertical border those of its column,
     one at a horizontal border those of its row, and one in a corner those of its own place.
 
-    For a noisy image and a source image it needs about (m m')² (c p² multiplications and one
-    exponential), where m = h − p + 1 and m' = w − p + 1. Those are counts, not times.
+    For a noisy image and a source image it takes about (m m')² (c p² multiplications, in matrix
+    products, and one exponential), where m = h − p + 1 and m' = w − p + 1. Those are counts, not
+    times.
 
     Args:
         source: S.

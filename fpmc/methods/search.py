@@ -103,8 +103,9 @@ def search_thresholds(
         x: Clean images that are not in the source, in [-1, 1], shape (b, c, h, w).
         sigmas: The noise levels, each positive.
         method: A function from a source and a threshold to a denoiser, such as
-            :func:`fpmc.methods.lukoianov`, or
-            ``lambda source, tau: fpmc.methods.pspc_flex(source, maps, tau)``.
+            ``lambda source, tau: fpmc.methods.pspc_flex(source, maps, tau)``, or
+            ``partial(fpmc.methods.lukoianov, gaussian=fpmc.methods.wiener(source))``, with the
+            covariance decomposed once.
         thresholds: The values to try, from 0 to 1.
         seed: A seed or a generator, for z.
         progress: Whether to show a progress bar.
@@ -125,20 +126,22 @@ def _search(source, network, x, sigmas, method, values, name, seed, progress) ->
     for argument, function in (("network", network), ("method", method)):
         if not callable(function):
             raise TypeError(f"{argument}: got {type(function).__name__}, wanted a function")
-    denoisers = {value: method(source, value) for value in values}
+    values, errors = list(dict.fromkeys(values)), {sigma: {} for sigma in levels}
 
     def answer(denoiser: Denoiser, called: str, z: Tensor, sigma: float) -> Tensor:
         return as_answer(denoiser(z, sigma), z, called)
 
-    errors = {}
-    with tqdm(total=len(levels) * len(denoisers), desc=name, disable=not progress) as bar:
-        for sigma in levels:
-            z = add_noise(x, sigma, generator)
-            target = answer(network, "network", z, sigma)
-            errors[sigma] = {}
-            for value, denoiser in denoisers.items():
+    questions = []
+    for sigma in levels:
+        z = add_noise(x, sigma, generator)
+        questions.append((sigma, z, answer(network, "network", z, sigma)))
+    with tqdm(total=len(levels) * len(values), desc=name, disable=not progress) as bar:
+        for value in values:
+            denoiser = method(source, value)
+            for sigma, z, target in questions:
                 errors[sigma][value] = mse(answer(denoiser, "method", z, sigma), target)
                 bar.update()
+            del denoiser  # before the next one: each may hold large matrices
     return Search({sigma: min(row, key=row.get) for sigma, row in errors.items()}, errors)
 
 

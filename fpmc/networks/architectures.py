@@ -1,5 +1,7 @@
 """The architectures by name."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,12 +11,31 @@ from fpmc.networks.dit import DiT
 from fpmc.networks.preconditioning import Preconditioned
 from fpmc.networks.unet import UNet
 
-__all__ = ["ARCHITECTURES", "build"]
+__all__ = ["ARCHITECTURES", "as_options", "build"]
 
 NCSNPP = {"embedding": "fourier", "encoder": "residual", "taps": (1, 3, 3, 1)}
 
 ARCHITECTURES = {"ddpmpp": (UNet, {}), "ncsnpp": (UNet, NCSNPP), "dit": (DiT, {})}
 """Name to class and the options that make it that architecture."""
+
+
+def as_options(arch: str, options: Any) -> Mapping[str, Any]:
+    """Return an architecture's options.
+
+    Raises:
+        TypeError: If they are no mapping, or one does not exist.
+        ValueError: If there is no such architecture.
+    """
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"arch: got {arch!r}, wanted one of {', '.join(ARCHITECTURES)}")
+    _, *names = inspect.signature(ARCHITECTURES[arch][0]).parameters  # but the shape
+    wanted = f"wanted those of {arch} by name: {', '.join(names)}"
+    if not isinstance(options, Mapping):
+        raise TypeError(f"options: got {options!r}, {wanted}")
+    unknown = [str(name) for name in options if name not in names]
+    if unknown:
+        raise TypeError(f"options: got {', '.join(unknown)}, {wanted}")
+    return options
 
 
 def build(
@@ -36,8 +57,7 @@ def build(
         TypeError: If an option does not exist.
         ValueError: If there is no such architecture, or an option does not fit the images.
     """
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"arch: got {arch!r}, wanted one of {', '.join(ARCHITECTURES)}")
+    as_options(arch, options)
     network, own = ARCHITECTURES[arch]
     with torch.random.fork_rng():
         torch.manual_seed(as_whole_number(seed, "seed", 0, 2**63 - 1))

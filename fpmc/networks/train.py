@@ -16,6 +16,7 @@ import math
 import os
 import pickle
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -31,8 +32,8 @@ from tqdm import tqdm
 
 import fpmc
 from fpmc import data as datasets
-from fpmc.checks import as_device, as_whole_number
-from fpmc.networks.architectures import ARCHITECTURES, build
+from fpmc.checks import as_device, as_positive, as_whole_number
+from fpmc.networks.architectures import ARCHITECTURES, as_options, build
 from fpmc.networks.checkpoints import save
 from fpmc.networks.loading import card, load
 from fpmc.networks.optimizers import OPTIMIZERS, optimizer
@@ -149,9 +150,11 @@ def train(
     Raises:
         TimeoutError: If the limit came before the end of the budget; the same call goes on.
         FloatingPointError: If the loss is not finite; the last saved state is kept.
-        ValueError: If the recipe has no budget, or an optimizer, a target, levels or draws that do
-            not exist, there is no such device or precision, the batch cannot be shared between the
-            processes, ``out`` holds another recipe's run, or its state cannot be read.
+        TypeError: If the recipe's options are none of its architecture's.
+        ValueError: If the recipe has no budget, or an optimizer, a rate, a target, levels or draws
+            that do not exist, there is no such device or precision, the batch cannot be shared
+            between the processes, ``out`` cannot be written to or holds another recipe's run, or
+            its state cannot be read.
     """
     if not (recipe.images >= 0 and 0 <= recipe.minutes < math.inf):
         raise ValueError(f"budget: got {recipe.images} images, {recipe.minutes} minutes")
@@ -160,17 +163,20 @@ def train(
     if recipe.target not in ("image", "posterior"):
         raise ValueError(f"target: got {recipe.target!r}, wanted 'image' or 'posterior'")
     for name, pair in (("levels", recipe.levels), ("draws", recipe.draws or LEVELS)):
-        if not (len(pair) == 2 and pair[1] > 0):
-            raise ValueError(f"{name}: got {pair}, wanted a mean and a deviation above 0")
+        if not (len(pair) == 2 and all(map(math.isfinite, pair)) and pair[1] > 0):
+            raise ValueError(f"{name}: got {pair}, wanted a mean and a deviation above 0, finite")
     if precision not in ("auto", "bf16", "float32"):
         raise ValueError(f"precision: got {precision!r}, wanted 'auto', 'bf16' or 'float32'")
     as_whole_number(recipe.batch, "batch", 1)
+    as_positive(recipe.rate, "rate")
+    as_options(recipe.arch, recipe.options)
     end = time.monotonic() + 60 * limit
     with _processes(as_device(device)) as (rank, world, device):
         if recipe.batch % world:
             raise ValueError(f"batch: got {recipe.batch}, wanted a multiple of {world} processes")
         run = _Run(recipe, Path(out), dataset, root, device, precision, rank, world)
         run.resume()
+        run.prepare()
         with torch.random.fork_rng(), _tf32(run.bf16 and device.type == "cuda"):
             run.compiled = compiled
             if compiled and run._agree(run.done) < 1:
@@ -213,12 +219,18 @@ class _Run:
             self.begun = card(self.recipe.start)
         except ValueError:  # another's, which has none
             self.begun = {"network": str(self.recipe.start)}
-        try:
-            network.load_state_dict(start.state_dict())
-        except RuntimeError as error:
+        got, wanted = (
+            {k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (start, network)
+        )
+        differ = [name for name in got | wanted if got.get(name) != wanted.get(name)]
+        if differ:
+            some = (f"{k} {got.get(k, 'none')}, {wanted.get(k, 'none')}" for k in differ[:3])
             raise ValueError(
-                f"start: {self.recipe.start!r} is another network ({error})"
-            ) from error
+                f"start: {self.recipe.start!r} is another network: got {start.size:,} parameters, "
+                f"wanted {network.size:,}\n{len(differ)} tensors differ in name or shape, "
+                f"first (got, wanted): {'; '.join(some)}"
+            )
+        network.load_state_dict(start.state_dict())
 
     @property
     def images(self) -> int:
@@ -398,6 +410,22 @@ class _Run:
                 f"{path}: {error}. Name another folder as out, or remove this one"
             ) from error
 
+    def prepare(self) -> None:
+        """Make the folder, and see that it can be written to."""
+        if self.rank > 0:
+            return
+        made = [path for path in (self.out, *self.out.parents) if not path.exists()]
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.out).close()
+        except OSError as error:
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            raise ValueError(
+                f"out: got {str(self.out)!r}, wanted a folder that can be written to ({error})"
+            ) from error
+
     def write(self) -> None:
         """Save the state, the loss curve and the averaged network, each whole."""
         if self.rank > 0:
@@ -536,7 +564,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elsewhere = {name: given.pop(name) for name in names}
     try:
         changes = {k: v for k, v in given.items() if v is not None}
-        changes |= {k: tuple(v) for k, v in changes.items() if isinstance(v, list)}
+        changes |= {k: tuple(changes[k]) for k in ("levels", "draws") if k in changes}
         chosen = recipe(data, arch, **changes)
         out = out or Path("runs") / f"{Path(data).stem}-{arch}-{chosen.seed}"
         train(chosen, out, **elsewhere)

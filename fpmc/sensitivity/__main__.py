@@ -5,6 +5,7 @@ python -m fpmc.sensitivity --network photos/ddpmpp --images 16 --out maps.npz
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device = as_device(given.device, "--device")
         if not given.out.parent.is_dir() or given.out.is_dir():
             raise ValueError(f"--out: got {given.out}, wanted a file in a folder that is there")
+        try:
+            tempfile.TemporaryFile(dir=given.out.parent).close()
+        except OSError as error:
+            raise ValueError(
+                f"--out: got {given.out}, wanted a folder that can be written to ({error})"
+            ) from error
         network = networks.load(given.network).to(device)
         dataset = data.load(given.data or _data_of(given.network))
         options = {"seed": given.seed, "cache": given.cache or home() / "maps", "progress": True}

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fpmc.checks import as_images, as_noise_level, as_whole_number
+from fpmc.checks import as_answer, as_images, as_noise_level, as_whole_number
 from fpmc.diffusion import Denoiser, add_noise
 from fpmc.engine.tiling import DEFAULT_BUDGET
 from fpmc.sensitivity.files import read, write
@@ -51,7 +51,8 @@ def maps(
         images: x, shape (n, c, h, w): uint8, or floats in [-1, 1].
         seed: Seed of the noise.
         cache: A folder in which maps are kept, by network, images, σ and seed; made if it is
-            missing. The denoiser must be a torch module then, to be recognised by its weights.
+            missing. The denoiser must be a torch module then, to be recognised by its weights and
+            by its answer to one image.
         budget: Bytes of working memory; 1 GiB if left out.
         progress: Whether to show a progress bar.
 
@@ -59,10 +60,11 @@ def maps(
         Shape (h · w, h, w), float32, pixels k in row-major order; each map sums to 1.
 
     Raises:
-        TypeError: If the images are no tensor of images, the budget no whole number, or a cache is
-            named for a denoiser that is no module with weights.
-        ValueError: If sigma or the budget is not positive, or an output pixel does not depend on z
-            at all, as those of an FPMC that never vary in its source.
+        TypeError: If the images are no tensor of images, the budget no whole number, a cache is
+            named for a denoiser that is no module with weights, or the answer is no tensor.
+        ValueError: If sigma or the budget is not positive, the answer's shape is another than z's,
+            its derivatives are NaN, or an output pixel does not depend on z at all, as those of an
+            FPMC that never vary in its source.
         RuntimeError: If the denoiser is not differentiable.
     """
     sigma = as_noise_level(sigma)
@@ -140,8 +142,10 @@ def _maps(
                 total.index_add_(0, rows % k, sums)
                 bar.update(len(rows) * len(part))
     mass = total.sum(dim=(1, 2), keepdim=True)
-    if not (mass > 0).all():
-        pixels = int((mass <= 0).sum())
+    if not mass.isfinite().all():
+        raise ValueError("denoiser: has NaN or infinite derivatives, wanted finite ones")
+    pixels = int((mass == 0).sum())
+    if pixels:
         raise ValueError(
             f"denoiser: {pixels} of {k} output pixels do not depend on z at all, wanted none "
             "(pixels that never vary in an FPMC's source are answered by their constant)"
@@ -169,9 +173,13 @@ def _pull_back(
 def _answer(denoiser: Denoiser, sigma: float) -> Callable[[Tensor], Tensor]:
     """The denoiser as a function of z alone, none of its weights to be differentiated."""
     if not isinstance(denoiser, nn.Module):
-        return lambda z: denoiser(z, sigma)
+        return lambda z: as_answer(denoiser(z, sigma), z, "denoiser")
     weights = {name: value.detach() for name, value in denoiser.state_dict().items()}
-    return lambda z: torch.func.functional_call(denoiser, weights, (z, sigma))
+
+    def answer(z: Tensor) -> Tensor:
+        return as_answer(torch.func.functional_call(denoiser, weights, (z, sigma)), z, "denoiser")
+
+    return answer
 
 
 def _saved_bytes(answer: Callable[[Tensor], Tensor], z: Tensor) -> int:
@@ -202,6 +210,9 @@ def _key(denoiser: Denoiser, sigma: float, x: Tensor, seed: int) -> str:
     kind = f"{type(denoiser).__module__}.{type(denoiser).__qualname__}"
     words = (kind, repr(denoiser), sigma, seed, tuple(x.shape), list(weights))
     digest = hashlib.sha256(repr(words).encode())
-    for tensor in (*weights.values(), x):
+    with torch.no_grad():
+        told = _answer(denoiser, sigma)(add_noise(x[:1], sigma, seed))
+    told = (1e3 * told).round()  # what other threads or machines round differently is the same
+    for tensor in (*weights.values(), x, told):
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
