@@ -66,8 +66,10 @@ class Source:
         if isinstance(images, np.ndarray):
             images = _from_numpy(images)
         elif not isinstance(images, Tensor):
+            listed = isinstance(images, list | tuple)
             raise TypeError(
                 f"images: got {type(images).__name__}, wanted a tensor or array (n, c, h, w)"
+                + " (torch.stack makes one of a list)" * listed
             )
         if images.layout != torch.strided or images.is_meta:
             raise TypeError(

@@ -71,7 +71,7 @@ def test_weights_are_scaled_to_one(weights):
         (torch.zeros(1, 1, 2, 2, dtype=torch.int32), None, TypeError, "wanted uint8 pixel values"),
         (np.full((1, 1, 2, 2), "a"), None, TypeError, "images: got an array of <U1"),
         (torch.zeros(2, 1, 2, 2), ["a", "b"], TypeError, "weights: got something else"),
-        ([[1.0]], None, TypeError, "images: got list, wanted a tensor or array"),
+        ([[1.0]], None, TypeError, "a tensor or array (n, c, h, w) (torch.stack"),
         (torch.ones(1, 1, 2, 2).double() + 1e-15, None, ValueError, "to 1.00000000000000"),
         (torch.zeros(2, 8, 8, 3), None, ValueError, "images.movedim(-1, 1)"),
         (torch.zeros(2, 48, 64, 3), None, ValueError, "looks like (n, h, w, c)"),

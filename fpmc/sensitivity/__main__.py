@@ -44,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ) from error
         network = networks.load(given.network).to(device)
         dataset = data.load(given.data or _data_of(given.network))
+        if network.shape != tuple(dataset.test.shape[1:]):
+            raise ValueError(
+                f"--network: {given.network} is for images of {network.shape}, {dataset.name} has "
+                f"{tuple(dataset.test.shape[1:])}"
+            )
         options = {"seed": given.seed, "cache": given.cache or home() / "maps", "progress": True}
         n = as_whole_number(given.images, "--images", 1, len(dataset.test))
         images = dataset.test[:n].to(device)

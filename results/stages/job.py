@@ -128,13 +128,26 @@ class Job:
         path = Path(network)
         return f"{self.label}/{path.stem}" if path.parent == self.folder else network
 
+    def load(self, file: str) -> networks.Preconditioned:
+        """A network, on the job's device.
+
+        Raises:
+            ValueError: If it is for images of another shape.
+        """
+        network, shape = networks.load(file), tuple(self.dataset.train.shape[1:])
+        if network.shape != shape:
+            raise ValueError(
+                f"network: {file} is for images of {network.shape}, {self.data} has {shape}"
+            )
+        return network.to(self.device)
+
     @cached_property
     def reference(self) -> networks.Preconditioned:
-        return networks.load(self.reference_file).to(self.device)
+        return self.load(self.reference_file)
 
     @cached_property
     def other_network(self) -> networks.Preconditioned:
-        return networks.load(self.other_file).to(self.device)
+        return self.load(self.other_file)
 
     @property
     def maps_file(self) -> Path:

@@ -7,7 +7,7 @@ training image.
 
 import torch
 
-from fpmc import diffusion, metrics, networks
+from fpmc import diffusion, metrics
 from stages.clock import Clock
 from stages.job import Job, in_batches
 from stages.table import Table, numbers
@@ -20,7 +20,7 @@ LEVELS = torch.logspace(-1, 1, 10).tolist()
 def run(job: Job, clock: Clock) -> None:
     """Compute the rows that are missing."""
     for file in (job.reference_file, job.other_file):
-        network = in_batches(networks.load(file).to(job.device), job.batch)
+        network = in_batches(job.load(file), job.batch)
         _denoising(job, clock, job.called(file), network)
         _copies(job, clock, job.called(file), network)
 
