@@ -86,11 +86,8 @@ def _read(chapter: str | os.PathLike) -> dict:
         notebook = jupytext.read(chapter)
     except Exception as error:  # its readers raise many kinds
         raise ValueError(f"{chapter}: not a chapter ({error})") from error
-    before, _, rest = Path(chapter).read_text(encoding="utf-8").partition("---\n")
-    header = "" if before.strip("# ") else rest.partition("---\n")[0]
-    named = "jupytext:" in header or "kernelspec:" in header
-    if Path(chapter).suffix != ".ipynb" and not named:
-        raise ValueError(f"{chapter}: not a chapter (no header with a jupytext or kernelspec)")
+    if Path(chapter).suffix != ".ipynb" and "kernelspec" not in notebook.metadata:
+        raise ValueError(f"{chapter}: not a chapter (no header with a kernelspec)")
     return notebook
 
 
