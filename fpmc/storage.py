@@ -3,12 +3,13 @@
 import contextlib
 import lzma
 import os
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["BROKEN", "home", "whole"]
+__all__ = ["BROKEN", "home", "try_writing", "whole"]
 
 BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError)
 """What reading a file, or a ZIP whose bytes are wrong, raises."""
@@ -17,6 +18,24 @@ BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError)
 def home(root: str | os.PathLike | None = None) -> Path:
     """The folder for data and downloads: root, or the variable FPMC_DATA, or ``~/.cache/fpmc``."""
     return Path(root or os.environ.get("FPMC_DATA") or "~/.cache/fpmc").expanduser()
+
+
+def try_writing(folder: Path, name: str) -> None:
+    """See that a folder can be written to, before the work whose outcome it is to hold.
+
+    Args:
+        folder: The folder.
+        name: The argument that the error names.
+
+    Raises:
+        ValueError: If it cannot, or is not there.
+    """
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"{name}: got {str(folder)!r}, wanted a folder that can be written to ({error})"
+        ) from error
 
 
 @contextlib.contextmanager

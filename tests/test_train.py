@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import fpmc
-from fpmc import networks
+from fpmc import networks, storage
 from fpmc.data import Dataset
 from fpmc.networks import train as training
 from fpmc.networks.optimizers import optimizer
@@ -445,7 +445,7 @@ class TestOutcome:
             raise PermissionError("not yours")
 
         monkeypatch.setattr(training._Run, "advance", None)
-        monkeypatch.setattr(training.tempfile, "TemporaryFile", refuse)
+        monkeypatch.setattr(storage.tempfile, "TemporaryFile", refuse)
         with pytest.raises(ValueError, match=r"out: got '.*run', wanted .*\(not yours\)"):
             run(toy, tmp_path / "new" / "run")
         assert not list(tmp_path.iterdir())

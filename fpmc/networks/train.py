@@ -16,7 +16,6 @@ import math
 import os
 import pickle
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -40,7 +39,7 @@ from fpmc.networks.optimizers import OPTIMIZERS, optimizer
 from fpmc.networks.preconditioning import Preconditioned
 from fpmc.networks.recipes import LEVELS, Recipe, command, recipe
 from fpmc.source import to_float
-from fpmc.storage import whole
+from fpmc.storage import try_writing, whole
 
 __all__ = ["edm_loss", "main", "posterior_mean", "train"]
 
@@ -416,15 +415,14 @@ class _Run:
             return
         made = [path for path in (self.out, *self.out.parents) if not path.exists()]
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.out).close()
-        except OSError as error:
+            with contextlib.suppress(OSError):  # what is wrong shows when it is written to
+                self.out.mkdir(parents=True, exist_ok=True)
+            try_writing(self.out, "out")
+        except ValueError:
             for path in made:
                 with contextlib.suppress(OSError):
                     path.rmdir()
-            raise ValueError(
-                f"out: got {str(self.out)!r}, wanted a folder that can be written to ({error})"
-            ) from error
+            raise
 
     def write(self) -> None:
         """Save the state, the loss curve and the averaged network, each whole."""

@@ -5,7 +5,6 @@ python -m fpmc.sensitivity --network photos/ddpmpp --images 16 --out maps.npz
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from fpmc import data, networks
 from fpmc.checks import as_device, as_whole_number
 from fpmc.diffusion import edm_sigmas
 from fpmc.sensitivity import maps_over, write
-from fpmc.storage import home
+from fpmc.storage import home, try_writing
 
 __all__ = ["main"]
 
@@ -36,12 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device = as_device(given.device, "--device")
         if not given.out.parent.is_dir() or given.out.is_dir():
             raise ValueError(f"--out: got {given.out}, wanted a file in a folder that is there")
-        try:
-            tempfile.TemporaryFile(dir=given.out.parent).close()
-        except OSError as error:
-            raise ValueError(
-                f"--out: got {given.out}, wanted a folder that can be written to ({error})"
-            ) from error
+        try_writing(given.out.parent, "--out")
         network = networks.load(given.network).to(device)
         dataset = data.load(given.data or _data_of(given.network))
         if network.shape != tuple(dataset.test.shape[1:]):
