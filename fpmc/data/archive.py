@@ -49,7 +49,8 @@ def parts(path: Path) -> bool:
     if found and others:
         raise ValueError(f"{path}: got images in train, test and {others}, wanted the first two")
     for folder in folders:
-        if any(name.lower() in PARTS for name in folder[found:]):
+        inner = folder[1:] if found else folder
+        if any(name.lower() in PARTS for name in inner):
             raise ValueError(
                 f"{path}: got images in {'/'.join(folder)}, wanted folders called train and test "
                 "only as the two parts of all images"
