@@ -443,7 +443,7 @@ def test_what_the_command_cannot_do_is_one_line(tmp_path):
         (["--sources", "foo=3"], "sources: got 'foo', wanted one of optimal"),
         (
             ["--stage", "worth", "--network", "photos/ddpmpp"],
-            r"network: photos/ddpmpp is for images of \(3, 16, 16\), digits has \(1, 8, 8\)",
+            r"network: photos/ddpmpp is for images of \(3, 16, 16\), wanted one for \(1, 8, 8\)",
         ),
         (["--recipe", "[1]"], r"recipe: got \[1\], wanted an object"),
         (["--stage", "engine", "--benchmark", "paths.py {foo}"], "benchmark: got 'paths.py {foo}'"),

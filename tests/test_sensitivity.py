@@ -322,7 +322,7 @@ def test_the_command_line_keeps_a_network_s_maps(tmp_path):
         (["--device", "nowhere"], "--device: got 'nowhere', which cannot be used"),
         (["--out", str(tmp_path / "missing" / "x.npz")], "--out: got .*x.npz, wanted a file"),
         (["--out", str(tmp_path)], "--out: got .*, wanted a file in a folder that is there"),
-        (["--data", "photos"], r"--network: digits/dit is for images of \(1, 8, 8\), photos has"),
+        (["--data", "photos"], r"network: digits/dit is for images of \(1, 8, 8\), wanted one"),
         (["--network", str(tmp_path / "bare.safetensors")], ".*its card names no data"),
     ):
         with pytest.raises(SystemExit, match=f"error: {says}"):

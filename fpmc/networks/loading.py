@@ -1,6 +1,7 @@
 """Networks from wherever they are: shipped, in a file, or behind an address."""
 
 import os
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def load(
     *,
     cache: str | os.PathLike | None = None,
     sha256: str | None = None,
+    shape: Sequence[int] | None = None,
 ) -> Preconditioned:
     """A trained network, as a denoiser on the CPU in float32.
 
@@ -58,6 +60,7 @@ def load(
         cache: Where downloads go; ``networks`` below FPMC_DATA, or below ``~/.cache/fpmc``.
         sha256: The hash that a download must have. Without it the first download's is recorded
             beside the file, and every later one must have the same.
+        shape: The (c, h, w) of the images that it must be for, if it matters.
 
     Returns:
         The denoiser: ``denoiser(z, sigma)``.
@@ -66,10 +69,16 @@ def load(
         FileNotFoundError: If there is no such file.
         TypeError: If network is neither a name nor a path.
         ValueError: If there is no such network, the file cannot be read, holds something else, or
-            has another hash. An official pickle is read without running anything in it.
+            has another hash, or it is for images of another shape. An official pickle is read
+            without running anything in it.
     """
     path = _path(network, cache, sha256)
-    return load_official(path) if path.suffix == ".pkl" else read_network(path)
+    found = load_official(path) if path.suffix == ".pkl" else read_network(path)
+    if shape is not None and found.shape != tuple(shape):
+        raise ValueError(
+            f"network: {network} is for images of {found.shape}, wanted one for {tuple(shape)}"
+        )
+    return found
 
 
 def card(network: str | os.PathLike) -> dict[str, Any]:

@@ -36,13 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not given.out.parent.is_dir() or given.out.is_dir():
             raise ValueError(f"--out: got {given.out}, wanted a file in a folder that is there")
         try_writing(given.out.parent, "--out")
-        network = networks.load(given.network).to(device)
         dataset = data.load(given.data or _data_of(given.network))
-        if network.shape != tuple(dataset.test.shape[1:]):
-            raise ValueError(
-                f"--network: {given.network} is for images of {network.shape}, {dataset.name} has "
-                f"{tuple(dataset.test.shape[1:])}"
-            )
+        network = networks.load(given.network, shape=dataset.test.shape[1:]).to(device)
         options = {"seed": given.seed, "cache": given.cache or home() / "maps", "progress": True}
         n = as_whole_number(given.images, "--images", 1, len(dataset.test))
         images = dataset.test[:n].to(device)

@@ -129,17 +129,8 @@ class Job:
         return f"{self.label}/{path.stem}" if path.parent == self.folder else network
 
     def load(self, file: str) -> networks.Preconditioned:
-        """A network, on the job's device.
-
-        Raises:
-            ValueError: If it is for images of another shape.
-        """
-        network, shape = networks.load(file), tuple(self.dataset.train.shape[1:])
-        if network.shape != shape:
-            raise ValueError(
-                f"network: {file} is for images of {network.shape}, {self.data} has {shape}"
-            )
-        return network.to(self.device)
+        """A network for the job's images, on its device."""
+        return networks.load(file, shape=self.dataset.train.shape[1:]).to(self.device)
 
     @cached_property
     def reference(self) -> networks.Preconditioned:
