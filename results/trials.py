@@ -4,7 +4,7 @@
 
 adds a row per noise level to ``results/DATA/trials.csv``, with the command and the device on the
 network's card; rows of the same trial of the same network and budget are replaced. The book's
-chapter on the networks shows them.
+page of results shows them, and its chapter on the networks draws them.
 """
 
 import argparse

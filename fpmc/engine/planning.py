@@ -130,9 +130,9 @@ def plan(
 ) -> Plan:
     """Choose how to compute an answer. Nothing is computed, and nothing depends on pixels' values.
 
-    (Noisy images with pixels so far out that running sums would lose digits are an exception:
-    they are streamed, see :func:`fpmc.engine.boxes.safe`. What float32's
-    range does not hold is another: it is computed exactly, whatever the precision.)
+    (Noisy images with pixels so far out that running sums would lose digits are an exception: they
+    are streamed, see :func:`fpmc.engine.boxes.safe`. What float32's range does not hold is another:
+    it is computed exactly, whatever the precision.)
 
     Args:
         queries: Q.
