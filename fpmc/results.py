@@ -18,16 +18,28 @@ __all__ = [
     "FOLDER",
     "MEASURES",
     "SETTINGS",
+    "TITLES",
     "contestant",
     "images",
     "measurements",
     "per_sample",
     "read",
     "stored",
+    "title",
 ]
 
 FOLDER = Path(__file__).parents[1] / "results"
 TABLES = ("copies", "denoising", "maps", "samples", "schedules", "worth")
+TITLES = {
+    "optimal": "optimal",
+    "wiener": "Wiener",
+    "pspc_square": "PSPC-Square",
+    "ls": "LS",
+    "els": "ELS",
+    "pspc_flex": "PSPC-Flex",
+    "lukoianov": "Lukoianov",
+}
+"""What readers are told for what the tables call a method."""
 MEASURES = ("mse", "r2", "nearest")
 """What is measured of every sample: error and r² to the reference's, distance to the source."""
 SETTINGS = "settings"
@@ -74,6 +86,11 @@ def read(
 def contestant(method: str, schedule: str) -> str:
     """What a method is called by its schedule: "method, schedule", or "method" if it has none."""
     return f"{method}, {schedule}" if schedule else method
+
+
+def title(method: str, schedule: str = "") -> str:
+    """What readers are told for a :func:`contestant`."""
+    return contestant(TITLES.get(method, method), schedule)
 
 
 def images(data: str, root: str | os.PathLike | None = None) -> dict[str, Float[Tensor, "m c h w"]]:

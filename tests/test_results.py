@@ -402,6 +402,16 @@ def test_training_that_its_minutes_stop_ends_as_one_run(job, tmp_path):
     assert torch.equal(*weights)
 
 
+def test_every_method_of_the_stored_tables_has_a_title():
+    for data, table in results.stored():
+        for row in results.read(data, table):
+            method = row.get("method", "")
+            if "/" not in method:  # no network
+                assert not method or method in results.TITLES
+    assert results.title("pspc_square", "found") == "PSPC-Square, found"
+    assert results.title("photos/ddpmpp") == "photos/ddpmpp"
+
+
 def test_networks_that_are_named_are_not_trained(tmp_path):
     words = ["--data", "cifar10", "--root", str(tmp_path / "nothing"), "--out", str(tmp_path)]
     named = ["--network", "edm-cifar10-32x32-uncond-vp", "--other", "edm-cifar10-32x32-uncond-ve"]
