@@ -12,7 +12,6 @@ Source: Niedoba et al. (2026), equations (7) to (10).
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -20,9 +19,9 @@ from torch import Tensor
 
 from fpmc import engine
 from fpmc.checks import EXTREME, as_images, as_noise_level, as_whole_number
-from fpmc.engine import streaming
-from fpmc.engine.apart import constant
+from fpmc.engine.streaming import backend as streaming
 from fpmc.levels import Constant, nearest_level
+from fpmc.modes import not_differentiable
 from fpmc.operators import LARGEST, Dense, Operator, as_pair
 from fpmc.source import Source, as_source
 
@@ -116,32 +115,6 @@ class FPMC:
         arguments = self._checked(z, sigma)
         return engine.denoise(*arguments, self.source, self.budget, self.precision)
 
-    def pruned(self, z: Float[Tensor, "b c h w"], sigma: float, eps: float) -> engine.Pruned:
-        """The denoised images from those source images that may matter, with a bound on the error.
-
-        It saves looking at images, and time only at low noise and where the operators are dense:
-        squares and whole images take less time to sum over than to bound.
-
-        Args:
-            z: Noisy images, as in a call.
-            sigma: Their noise level σ > 0.
-            eps: The share of any estimator's weight that may be left out at each of two scales,
-                above 0 and up to 1.
-
-        Returns:
-            ``x_hat``; ``bound``, how far any value of it may be from the answer of a call; and
-            ``kept``, the number of source images summed over, each for every noisy image. Not
-            differentiable: a call for the gradient of ``x_hat`` is an error.
-
-        Raises:
-            TypeError: As in a call, or if eps is not a number.
-            ValueError: As in a call, or if eps lies outside its range.
-        """
-        arguments = self._checked(z, sigma)
-        pruned = engine.denoise_pruned(*arguments, self.source, eps, self.budget)
-        inputs = (arguments[0], *_matrices(*arguments[2:]))
-        return replace(pruned, x_hat=constant(pruned.x_hat, "a pruned answer", *inputs))
-
     def posterior(self, z: Float[Tensor, "b c h w"], sigma: float) -> "Posterior":
         """The filtered posteriors of (9) behind an answer. Arguments and errors as in a call."""
         sigma, z, queries, _ = self._prepare(z, sigma)
@@ -211,7 +184,7 @@ class Posterior:
 
     def _constant(self, value: Tensor) -> Tensor:
         z, _, queries, *_ = self._arguments
-        return constant(value, "a posterior", z, *_matrices(queries))
+        return not_differentiable(value, "a posterior", z, *_matrices(queries))
 
 
 def _matrices(*operators: Operator) -> list[Tensor]:

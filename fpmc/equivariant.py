@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_images, as_noise_level, as_whole_number
-from fpmc.engine import translations
-from fpmc.engine.apart import constant
+from fpmc.engine.streaming import translations
+from fpmc.modes import not_differentiable
 from fpmc.source import Source, as_source
 
 __all__ = ["Equivariant"]
@@ -23,7 +23,7 @@ __all__ = ["Equivariant"]
 class Equivariant:
     """A collection over the translations of its source, called as ``denoiser(z, sigma)``.
 
-    The translated images are never made: see :mod:`fpmc.engine.translations`.
+    The translated images are never made: see :mod:`fpmc.engine.streaming.translations`.
 
     Args:
         patch_sizes: A function from sigma to the side p of the squares that the estimators see,
@@ -82,4 +82,4 @@ class Equivariant:
         else:
             p = as_whole_number(self._patch_sizes(sigma), "patch_sizes", 1, min(z.shape[2:]))
             x_hat = translations.denoise_patches(z, sigma, p, self.source, self.budget)
-        return constant(x_hat, "a collection over translations", z)
+        return not_differentiable(x_hat, "a collection over translations", z)

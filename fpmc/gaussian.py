@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_images, as_noise_level, kind
-from fpmc.engine.apart import lasting
-from fpmc.engine.moments import moments
+from fpmc.modes import lasting
+from fpmc.moments import moments
 from fpmc.source import Source, as_source
 
 __all__ = ["Gaussian"]

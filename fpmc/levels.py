@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from fpmc.checks import as_noise_level
-from fpmc.engine.apart import lasting
+from fpmc.modes import lasting
 
 __all__ = ["Constant", "Latest", "nearest_level"]
 

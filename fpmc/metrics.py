@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fpmc.checks import as_images
-from fpmc.engine import streaming
+from fpmc.engine.streaming import backend as streaming
 from fpmc.operators import Ones, Operator
 from fpmc.source import Source, as_source
 

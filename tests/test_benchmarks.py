@@ -20,7 +20,6 @@ def run(*words):
 @pytest.mark.parametrize(
     ("script", "options", "rows"),
     [
-        ("pruning.py", "--data photos --n 20 --b 1 --sigma 0.1", 5),
         ("paths.py", "--data photos --n 30 --dense-n 20 --b 1 --sigma 0.5 --repeats 1", 10),
         ("scaling.py", "--data digits --n 8 --dense-n 8", 76),
     ],
@@ -36,7 +35,6 @@ def test_a_table_with_provenance_is_left(script, options, rows, tmp_path):
 
 def test_bad_arguments_are_named():
     for words, says in (
-        (("pruning.py", "--data", "nope"), "error: name: got 'nope'"),
         (("scaling.py", "--data", "nope"), "error: name: got 'nope'"),
         (("paths.py", "--n", "0", "--dense-n", "0"), "error: n_train: got 0"),
         (("paths.py", "--data", "photos", "--device", "nope"), "error: --device: got 'nope'"),

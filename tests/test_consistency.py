@@ -83,7 +83,7 @@ class TestEnvironments:
 
     @pytest.mark.parametrize("missing", ["torchvision", "triton"])
     def test_nothing_on_the_default_path_needs_what_is_not_everywhere(self, missing):
-        modules = "fpmc, fpmc.plotting, fpmc.run, fpmc.engine.fused"
+        modules = "fpmc, fpmc.plotting, fpmc.run, fpmc.engine.cuda"
         code = f"import sys; sys.modules['{missing}'] = None; import {modules}"
         subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -93,7 +93,8 @@ class TestEnvironments:
             import sys
             sys.modules |= dict.fromkeys(["numba", "llvmlite", "skimage", "pooch"])
             import torch, fpmc
-            from fpmc.engine import compiled, plan
+            from fpmc.engine import plan
+            from fpmc.engine.cpu import compiled
             source = fpmc.Source(torch.rand(20, 1, 8, 8))
             for denoiser in (fpmc.methods.optimal(source), fpmc.methods.pspc_square(source, 3)):
                 assert plan(*denoiser.operators(1.0), source, 2).path == "streaming"
@@ -156,7 +157,7 @@ def modules():
 
 @pytest.mark.parametrize("name", modules())
 def test_public_names_exist_and_are_documented(name):
-    if name.startswith("fpmc.engine.fused."):
+    if name.startswith("fpmc.engine.cuda."):
         pytest.importorskip("triton")
     module = importlib.import_module(name)
     assert module.__doc__

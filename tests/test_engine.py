@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 import fpmc
 from fpmc import FPMC, Source, diffusion
-from fpmc.engine import reference, streaming, tiling
-from fpmc.engine.tiling import tile
+from fpmc.engine import memory, reference
+from fpmc.engine.memory import tile
+from fpmc.engine.streaming import backend as streaming
 from fpmc.operators import Box, Dense, Identity, Ones
 from fpmc.source import to_float
 from tests.helpers import PeakMemory, collections, exact, images, matrix, relative, rows
@@ -110,7 +111,7 @@ def test_the_smallest_budget_makes_many_tiles():
         least = smallest_budget(shape, operators)
         sizes = {tile(7, 300, shape, operators, times * least) for times in (1, 2, 10, 1000)}
         assert len(sizes) == 4, structure
-        assert tile(7, 300, shape, operators, least) == tiling.Tile(1, 1)
+        assert tile(7, 300, shape, operators, least) == memory.Tile(1, 1)
 
 
 def similar_images(n, shape, sigma, seed):
@@ -250,10 +251,10 @@ def test_without_a_budget_the_default_one_holds(monkeypatch):
     denoiser = fpmc.methods.pspc_square(source, 5)
     expected = denoiser(z, 1.0)
     for budget in (2**21, 2**22):
-        monkeypatch.setattr(tiling, "DEFAULT_BUDGET", budget)
-        with PeakMemory() as memory:
+        monkeypatch.setattr(memory, "DEFAULT_BUDGET", budget)
+        with PeakMemory() as meter:
             answer = denoiser(z, 1.0)
-        assert budget / 20 < memory.peak <= budget
+        assert budget / 20 < meter.peak <= budget
         assert relative(answer, expected) < 1e-6
 
 

@@ -5,9 +5,9 @@ import torch
 
 import fpmc
 from fpmc import FPMC, Source, diffusion
-from fpmc.engine import tiling
-from fpmc.engine.streaming import Streaming
-from fpmc.engine.tiles import EXACT
+from fpmc.engine import memory
+from fpmc.engine.streaming.backend import Streaming
+from fpmc.engine.streaming.tiles import EXACT
 from fpmc.operators import Box, Dense, Identity, Ones
 from fpmc.source import to_float
 from tests.helpers import PeakMemory, exact, images, matrix, relative
@@ -57,7 +57,7 @@ def everything(kind, source, z, budget):
     x_hat, gradient = streaming.answer(z), images(3, SHAPE, 9).to(z)
     to_q = torch.zeros_like(queries.matrix)
     to_r = torch.zeros_like(responses.matrix) if isinstance(responses, Dense) else None
-    to_z = streaming.pull(z, x_hat, gradient, to_q, to_r)
+    to_z = streaming.vjp(z, x_hat, gradient, to_q, to_r)
     return [x_hat, to_z, to_q] + ([] if to_r is None else [to_r])
 
 
@@ -156,5 +156,5 @@ def test_compiled_paths_go_back_within_the_budget(kind):
 def test_products_take_a_budget_s_worth_of_pairs():
     """Tiles with what is kept are never so small that products crawl."""
     for b in (1, 8, 64):
-        size = tiling.tile(b, 50_000, (3, 32, 32), operators("dense"), keep=4)
-        assert size.b * size.n >= tiling.FEWEST_PAIRS
+        size = memory.tile(b, 50_000, (3, 32, 32), operators("dense"), keep=4)
+        assert size.b * size.n >= memory.FEWEST_PAIRS

@@ -1,5 +1,7 @@
 """The compiled paths against the reference, and how the engine chooses among its paths."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,9 +9,11 @@ from hypothesis import strategies as st
 
 import fpmc
 from fpmc import FPMC, Source, diffusion, engine
-from fpmc.engine import boxes, compiled, parallel, planning, whole
-from fpmc.engine.streaming import Streaming
-from fpmc.engine.tiling import tolerance
+from fpmc.engine.cpu import compiled, whole_image
+from fpmc.engine.cpu import squares as squares_path
+from fpmc.engine.cpu import threads as cpu_threads
+from fpmc.engine.memory import tolerance
+from fpmc.engine.streaming.backend import Streaming
 from fpmc.operators import Box, Dense, Identity, Ones
 from tests.helpers import PeakMemory, exact, images, matrix, relative
 
@@ -58,8 +62,8 @@ def test_squares_agree_with_the_reference(kind, c, h, w, p, n, sigma, dtype, see
     queries, responses = squares(h, w, min(p, h, w), kind)
     source = sources(n, (c, h, w), dtype, seed, spread)
     z = noisy(2, source, sigma, seed)
-    assert boxes.fits(queries, responses, source, z.device)
-    answer = boxes.denoise(z, sigma, queries, responses, source, threads)
+    assert squares_path.fits(queries, responses, source, z.device)
+    answer = squares_path.denoise(z, sigma, queries, responses, source, threads)
     assert answer.dtype == torch.float32
     assert relative(answer, exact(z, sigma, queries, responses, source)) < 0.2 * tolerance(sigma)
 
@@ -73,8 +77,8 @@ def test_the_whole_image_agrees_with_the_reference(c, h, w, n, sigma, dtype, see
     source = sources(n, (c, h, w), dtype, seed, spread)
     z = noisy(2, source, sigma, seed).double()
     ones = Ones((h, w))
-    assert whole.fits(ones, Ones((c, h, w)), source, z.device)
-    answer = whole.denoise(z, sigma, source, threads)
+    assert whole_image.fits(ones, Ones((c, h, w)), source, z.device)
+    answer = whole_image.denoise(z, sigma, source, threads)
     assert relative(answer, exact(z, sigma, ones, ones, source)) < 1e-9
 
 
@@ -125,7 +129,7 @@ def test_an_outlier_does_not_reach_squares_that_do_not_see_it():
     source = Source(images(100, (1, 9, 9), 0))
     z = noisy(2, source, 0.05, 0)
     z[0, 0, 0, 0] = 1e7
-    assert not boxes.safe(z, 0.05, 3)
+    assert not squares_path.safe(z, 0.05, 3)
     answer = FPMC(queries, responses, source)(z, 0.05)
     assert relative(answer, exact(z, 0.05, queries, responses, source)) < 1e-6
 
@@ -136,7 +140,9 @@ def test_the_number_of_threads_changes_rounding_alone(kind):
     source = Source(fpmc.source.to_uint8(images(1_000, (3, 12, 12), 0)))
     for sigma in (0.05, 1.0, 20.0):
         z = noisy(3, source, sigma, 0)
-        answers = [boxes.denoise(z, sigma, queries, responses, source, t) for t in (1, 2, 3, 7)]
+        answers = [
+            squares_path.denoise(z, sigma, queries, responses, source, t) for t in (1, 2, 3, 7)
+        ]
         for answer in answers[1:]:
             assert relative(answer, answers[0]) < 1e-6
 
@@ -144,7 +150,7 @@ def test_the_number_of_threads_changes_rounding_alone(kind):
 def test_threads_change_nothing_for_the_whole_image():
     source = Source(images(500, (3, 9, 9), 0))
     z = noisy(3, source, 2.0, 0).double()
-    answers = [whole.denoise(z, 2.0, source, threads) for threads in (1, 2, 5)]
+    answers = [whole_image.denoise(z, 2.0, source, threads) for threads in (1, 2, 5)]
     for answer in answers[1:]:
         assert relative(answer, answers[0]) < 1e-13
 
@@ -153,7 +159,7 @@ def test_threads_change_nothing_for_the_whole_image():
 @pytest.mark.parametrize("threads", [1, 2, 3, 50])
 def test_shares_cover_the_source_once(size, threads):
     for lanes in (1, 64):
-        parts = parallel.shares(size, threads, lanes)
+        parts = cpu_threads.shares(size, threads, lanes)
         assert [n for part in parts for n in range(*part)] == list(range(size))
         assert all(begin % lanes == 0 and begin < end for begin, end in parts)
         assert len(parts) <= threads
@@ -195,7 +201,7 @@ class TestGradients:
         leaf = z.clone().requires_grad_()
         answer = engine.denoise(leaf, 0.6, *operators, source)
         (ours,) = torch.autograd.grad((answer * direction).sum(), leaf)
-        expected = Streaming(0.6, *operators, source).pull(z, answer.detach(), direction)
+        expected = Streaming(0.6, *operators, source).vjp(z, answer.detach(), direction)
         torch.testing.assert_close(ours, expected)
 
     @pytest.mark.parametrize("border", ["valid", "clip"])
@@ -204,17 +210,17 @@ class TestGradients:
         pixel = Box((7, 6), 1, border)
         source = Source(images(100, (3, 7, 6), 0))
         z, direction = noisy(2, source, 0.6, 0), images(2, (3, 7, 6), 1)
-        expected = Streaming(0.6, pixel, pixel, source).pull(z, z, direction)
+        expected = Streaming(0.6, pixel, pixel, source).vjp(z, z, direction)
         empty = torch.empty
 
         def spoilt(*shape, **options):
             made = empty(*shape, **options)
             return made.fill_(torch.nan) if made.is_floating_point() else made
 
-        squares = boxes.Squares(0.6, pixel, pixel, source)
-        monkeypatch.setattr(boxes.torch, "empty", spoilt)
+        squares = squares_path.Squares(0.6, pixel, pixel, source)
+        monkeypatch.setattr(squares_path.torch, "empty", spoilt)
         answer = squares.answer(z)
-        torch.testing.assert_close(squares.pull(z, z, direction), expected)
+        torch.testing.assert_close(squares.vjp(z, z, direction), expected)
         assert answer.isfinite().all()
 
 
@@ -237,7 +243,9 @@ class TestPlan:
         assert self.path(Identity((8, 8)), Identity((8, 8))) == "streaming"
 
     def test_types_and_devices_decide(self, monkeypatch):
-        monkeypatch.setattr(planning, "as_device", torch.device)  # this machine may have no other
+        monkeypatch.setattr(
+            sys.modules["fpmc.engine.plan"], "as_device", torch.device
+        )  # this machine may have no other
         operators = squares(8, 8, 3, "LS")
         assert self.path(*operators, dtype=torch.float64) == "streaming"
         assert self.path(*operators, device="meta") == "streaming"

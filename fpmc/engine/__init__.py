@@ -3,9 +3,6 @@
 :func:`plan` says which way an answer will be computed, and what that takes.
 """
 
-from fpmc.engine.planning import Peaks, Plan, as_precision, denoise, measure_peaks, plan
-from fpmc.engine.pruning import Pruned, denoise_pruned
+from fpmc.engine.plan import Peaks, Plan, as_precision, denoise, measure_peaks, plan
 
-__all__ = [
-    "Peaks", "Plan", "Pruned", "as_precision", "denoise", "denoise_pruned", "measure_peaks", "plan",
-]  # fmt: skip
+__all__ = ["Peaks", "Plan", "as_precision", "denoise", "measure_peaks", "plan"]

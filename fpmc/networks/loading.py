@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fpmc.engine.apart import lasting
+from fpmc.modes import lasting
 from fpmc.networks.checkpoints import read_card, read_network
 from fpmc.networks.official import load_official
 from fpmc.networks.preconditioning import Preconditioned

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fpmc.checks import as_answer, as_images, as_noise_level, as_whole_number
 from fpmc.diffusion import Denoiser, add_noise
-from fpmc.engine.tiling import DEFAULT_BUDGET
+from fpmc.engine.memory import DEFAULT_BUDGET
 from fpmc.sensitivity.files import read, write
 from fpmc.source import to_float
 

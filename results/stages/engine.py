@@ -4,7 +4,7 @@ import shlex
 import subprocess
 import sys
 
-from fpmc.engine.tiling import DEFAULT_BUDGET
+from fpmc.engine.memory import DEFAULT_BUDGET
 from fpmc.storage import whole
 from stages.clock import Clock
 from stages.job import ROOT, Job
@@ -15,7 +15,7 @@ FOLDER = ROOT / "benchmarks"
 DEFAULT = {
     "cpu": ["paths.py"],
     "cuda": [
-        "fused.py --data {data} --label {label} --budget {budget}",
+        "cuda.py --data {data} --label {label} --budget {budget}",
         "paths.py --data {data} --label {label} --device {device} --n {n} --dense-n {n} "
         "--sigma 1 --repeats 2 --budget {budget}",
     ],

@@ -25,13 +25,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.engine import box_gradients, box_kernels
-from fpmc.engine.apart import apart
-from fpmc.engine.box_gradients import Slopes
-from fpmc.engine.box_kernels import Query, Room, Spread
-from fpmc.engine.compiled import LANES
-from fpmc.engine.looped import Looped
-from fpmc.engine.parallel import (
+from fpmc.engine.cpu import squares_kernels, squares_vjp
+from fpmc.engine.cpu.backend import Looped
+from fpmc.engine.cpu.compiled import LANES
+from fpmc.engine.cpu.squares_kernels import Query, Room, Spread
+from fpmc.engine.cpu.squares_vjp import Slopes
+from fpmc.engine.cpu.threads import (
     Need,
     Sums,
     answer,
@@ -41,11 +40,12 @@ from fpmc.engine.parallel import (
     shares,
     side_by_side,
 )
-from fpmc.engine.tiling import FLOAT32, FLOAT64, tolerance
+from fpmc.engine.memory import FLOAT32, FLOAT64, tolerance
+from fpmc.modes import without_autograd
 from fpmc.operators import Box, Identity, Operator
 from fpmc.source import Source
 
-__all__ = ["Squares", "denoise", "fits", "need", "pull", "safe"]
+__all__ = ["Squares", "denoise", "fits", "need", "safe", "vjp"]
 
 
 class Squares(Looped):
@@ -73,7 +73,7 @@ class Squares(Looped):
         return denoise(z, self.sigma, *operators, threads, self.log_norms)
 
     def back(self, threads: int, *batches: Tensor) -> Tensor:
-        return pull(*batches, self.sigma, self.queries, self.responses, self.source, threads)
+        return vjp(*batches, self.sigma, self.queries, self.responses, self.source, threads)
 
 
 def fits(queries: Operator, responses: Operator, source: Source, device: torch.device) -> bool:
@@ -94,7 +94,7 @@ def safe(z: Float[Tensor, "b c h w"], sigma: float, p: int) -> bool:
 
 
 def need(queries: Box, responses: Box | Identity, source: Source, *, back: bool = False) -> Need:
-    """The working memory of :func:`denoise`, or of :func:`pull`."""
+    """The working memory of :func:`denoise`, or of :func:`vjp`."""
     c, h, w = source.shape
     d, k, grid_w = c * h * w, queries.k, queries.grid[1]
     tile = d * source.images.element_size()
@@ -111,7 +111,7 @@ def need(queries: Box, responses: Box | Identity, source: Source, *, back: bool 
     )
 
 
-@apart
+@without_autograd
 def denoise(
     z: Float[Tensor, "b c h w"],
     sigma: float,
@@ -144,8 +144,8 @@ def denoise(
     return answer(mean, z, source)
 
 
-@apart
-def pull(
+@without_autograd
+def vjp(
     z: Float[Tensor, "b c h w"],
     x_hat: Float[Tensor, "b c h w"],
     gradient: Float[Tensor, "b c h w"],
@@ -158,7 +158,8 @@ def pull(
 ) -> Float[Tensor, "b c h w"]:
     """The gradient with respect to z, given that with respect to the answer.
 
-    The formula is that of :mod:`fpmc.engine.passes`; s is float64, the weights are float32.
+    The formula is that of :mod:`fpmc.engine.streaming.passes`; s is float64, the weights are
+    float32.
 
     Args:
         z: Noisy images, shape (b, c, h, w).
@@ -182,11 +183,11 @@ def pull(
 
     def first(part: tuple[int, int], sums: Tensor, room: Room, slopes: Slopes) -> None:
         arrays = (log_norm.numpy(), *sums.numpy(), needed)
-        box_gradients.averages(query, slopes, x, *part, *arrays, room)
+        squares_vjp.averages(query, slopes, x, *part, *arrays, room)
 
     def second(part: tuple[int, int], total: Tensor, room: Room, slopes: Slopes) -> None:
         arrays = (log_norm.numpy(), average, needed, middle, total.numpy())
-        box_gradients.pull(query, slopes, x, *part, *arrays, room, _spread(queries))
+        squares_vjp.vjp(query, slopes, x, *part, *arrays, room, _spread(queries))
 
     if isinstance(responses, Identity):
         average = (g * middle).sum(1)
@@ -202,7 +203,7 @@ def pull(
 
 def _one_pass(query, queries, responses, source, parts) -> tuple[Tensor, Tensor]:
     def work(part: tuple[int, int], sums: Sums, room: Room) -> None:
-        box_kernels.gather(query, x, *part, *sums.arrays(), room)
+        squares_kernels.gather(query, x, *part, *sums.arrays(), room)
 
     x, b = source.images.detach().numpy(), len(query.z)
     sums = [Sums(b, queries.grid, source.shape) for _ in parts]
@@ -215,11 +216,11 @@ def _one_pass(query, queries, responses, source, parts) -> tuple[Tensor, Tensor]
 def _two_passes(query, queries, responses, source, parts) -> tuple[Tensor, Tensor]:
     def first(part: tuple[int, int], sums: Sums, room: Room) -> None:
         peak, mass, _ = sums.arrays()
-        box_kernels.log_sums(query, x, *part, peak, mass, needed, room)
+        squares_kernels.log_sums(query, x, *part, peak, mass, needed, room)
 
     def second(part: tuple[int, int], total: Tensor, room: Room, spread: Spread) -> None:
         arrays = (log_norm.numpy(), needed, _before(responses), total.numpy())
-        box_kernels.mix(query, x, *part, *arrays, room, spread)
+        squares_kernels.mix(query, x, *part, *arrays, room, spread)
 
     x, b = source.images.detach().numpy(), len(query.z)
     needed = torch.empty(b, -(-len(source) // LANES), dtype=torch.bool).numpy()

@@ -16,7 +16,7 @@ of their columns begin.
 
 import triton.language as tl
 
-from fpmc.engine.fused.kernels import as_operand, exp, kernel
+from fpmc.engine.cuda.kernels import as_operand, exp, kernel
 
 __all__ = ["gather", "mix"]
 

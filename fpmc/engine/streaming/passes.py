@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.engine.tiles import Numbers, coverage, differences, mix, outer, project, tiles
-from fpmc.engine.tiling import CUTOFF, Tile
+from fpmc.engine.memory import CUTOFF, Tile
+from fpmc.engine.streaming.tiles import Numbers, coverage, differences, mix, outer, project, tiles
 from fpmc.operators import Ones, Operator
 from fpmc.source import Source
 

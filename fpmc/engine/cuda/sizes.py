@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fpmc.engine.fused.inputs import SAMPLE
-from fpmc.engine.fused.precisions import NOISY, Precision
-from fpmc.engine.tiling import FLOAT64
+from fpmc.engine.cuda.inputs import SAMPLE
+from fpmc.engine.cuda.precisions import NOISY, Precision
+from fpmc.engine.memory import FLOAT64
 from fpmc.operators import Box, Dense, Identity, Operator
 from fpmc.source import Source
 

@@ -6,8 +6,8 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.engine.parallel import Need, Share, in_parts, share
-from fpmc.engine.streaming import Streaming
+from fpmc.engine.cpu.threads import Need, Share, in_parts, share
+from fpmc.engine.streaming.backend import Streaming
 
 __all__ = ["Looped"]
 
@@ -26,7 +26,7 @@ class Looped(Streaming):
         size = self._share(z, back=False)
         return in_parts(partial(self.there, size.threads), size.b, z)
 
-    def pull(
+    def vjp(
         self,
         z: Float[Tensor, "b c h w"],
         x_hat: Float[Tensor, "b c h w"],
@@ -36,7 +36,7 @@ class Looped(Streaming):
     ) -> Float[Tensor, "b c h w"]:
         size = self._share(z, back=True)
         if size is None:
-            return super().pull(z, x_hat, gradient)
+            return super().vjp(z, x_hat, gradient)
         batches = (z, x_hat, gradient, *self.kept())
         return in_parts(partial(self.back, size.threads), size.b, *batches)
 

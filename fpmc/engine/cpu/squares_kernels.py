@@ -1,4 +1,4 @@
-r"""The compiled inner loops of :mod:`fpmc.engine.boxes`.
+r"""The compiled inner loops of :mod:`fpmc.engine.cpu.squares`.
 
 Squares are visited row by row. Two running sums make the distance of a square from that of its
 neighbour, whatever its side: along columns, a row of δ enters and the row p places above leaves,
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fpmc.engine.compiled import CUTOFF, LANES, compiled, exp, larger
+from fpmc.engine.cpu.compiled import CUTOFF, LANES, compiled, exp, larger
 
 __all__ = [
     "Query", "Room", "Spread", "centre", "clear", "enter", "enter_weights", "gather", "load",

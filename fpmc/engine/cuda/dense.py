@@ -7,12 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fpmc.engine.fused import dense_kernels
-from fpmc.engine.fused.inputs import Inputs
-from fpmc.engine.fused.kernels import power_of_two, types
-from fpmc.engine.fused.merging import merge
-from fpmc.engine.fused.precisions import NOISY, Precision, Tiles
-from fpmc.engine.fused.sizes import Sizes, span
+from fpmc.engine.cuda import dense_kernels
+from fpmc.engine.cuda.inputs import Inputs
+from fpmc.engine.cuda.kernels import power_of_two, types
+from fpmc.engine.cuda.precisions import NOISY, Precision, Tiles
+from fpmc.engine.cuda.sizes import Sizes, span
+from fpmc.engine.cuda.softmax import merge
 from fpmc.operators import Dense, Identity
 
 __all__ = ["Matrices", "mean"]

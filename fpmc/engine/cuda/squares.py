@@ -3,12 +3,12 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.engine.fused import box_kernels
-from fpmc.engine.fused.inputs import Inputs
-from fpmc.engine.fused.kernels import power_of_two, types
-from fpmc.engine.fused.merging import merge
-from fpmc.engine.fused.precisions import Precision
-from fpmc.engine.fused.sizes import ROWS, span
+from fpmc.engine.cuda import squares_kernels
+from fpmc.engine.cuda.inputs import Inputs
+from fpmc.engine.cuda.kernels import power_of_two, types
+from fpmc.engine.cuda.precisions import Precision
+from fpmc.engine.cuda.sizes import ROWS, span
+from fpmc.engine.cuda.softmax import merge
 from fpmc.operators import Box, Identity
 
 __all__ = ["mean"]
@@ -47,7 +47,7 @@ def _gather(inputs, queries, splits, precision, *, one_hot) -> tuple[Tensor, ...
     peak, mass = (inputs.z.new_empty(splits, b, grid_h, grid_w) for _ in range(2))
     total = inputs.z.new_empty(splits, b, c, h, w) if one_hot else None
     rows = min(ROWS, _padded(grid_h))
-    box_kernels.gather[-(-grid_h // rows), b, splits](
+    squares_kernels.gather[-(-grid_h // rows), b, splits](
         inputs.z, inputs.centre, inputs.x, inputs.log_weights, peak, mass, total,
         n, size, inputs.scale, h, w, grid_h, grid_w, _before(queries), queries.p,
         channels=c, values=power_of_two(c) if one_hot else 0, rows=rows,
@@ -65,7 +65,7 @@ def _mix(inputs, log_norm, queries, responses, splits, precision) -> Float[Tenso
     splits = -(-n // size)
     total = inputs.z.new_empty(splits, b, c, h, w)
     rows = min(ROWS, _padded(h))
-    box_kernels.mix[-(-h // rows), b, splits](
+    squares_kernels.mix[-(-h // rows), b, splits](
         inputs.z, inputs.centre, inputs.x, inputs.log_weights, log_norm, total,
         n, size, inputs.scale, inputs.middle, h, w, grid_h, grid_w, _before(queries), queries.p,
         _before(responses), responses.p, channels=c, values=power_of_two(c), rows=rows,

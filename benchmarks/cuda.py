@@ -1,6 +1,6 @@
 """The CUDA kernels: checked against the float64 engine, then timed, in one run on one machine.
 
-    python benchmarks/fused.py [--data cifar10] [--b 8 64] [--method ...] [--out fused.csv]
+    python benchmarks/cuda.py [--data cifar10] [--b 8 64] [--method ...] [--out cuda.csv]
 
 PSPC-Flex's masks are discs, of a tenth of the image; Lukoianov's are its own, at a threshold of
 0.05. The alternatives, in float32 PyTorch on the same device:
@@ -30,9 +30,9 @@ from paths import discs, loop, one_line
 
 import fpmc
 from fpmc import Source, diffusion, methods
-from fpmc.engine import fused
-from fpmc.engine.streaming import Streaming
-from fpmc.engine.tiling import tolerance
+from fpmc.engine import cuda
+from fpmc.engine.memory import tolerance
+from fpmc.engine.streaming.backend import Streaming
 from fpmc.operators import Box, Dense, Identity
 from fpmc.source import to_float
 
@@ -79,7 +79,7 @@ def check(name, queries, responses, z, sigma, source):
     wanted = Streaming(sigma, queries, responses, source).answer(z.double())
     errors = {}
     for precision in ("exact", "tf32", "bf16"):
-        answer = fused.denoise(z, sigma, queries, responses, source, precision=precision)
+        answer = cuda.denoise(z, sigma, queries, responses, source, precision=precision)
         errors[precision] = ((answer - wanted).norm() / wanted.norm()).item()
     if not errors["exact"] <= tolerance(sigma):
         sys.exit(f"{name}, sigma = {sigma}: off by {errors['exact']:.2g}")
@@ -115,7 +115,7 @@ def alternatives(z, x, sigma, queries, responses):
 
 def with_all_tiles(work):
     """Seconds where tiles of zeros are read like all others."""
-    from fpmc.engine.fused import dense  # which needs Triton
+    from fpmc.engine.cuda import dense  # which needs Triton
 
     full, dense.FULL = dense.FULL, -1.0
     try:
@@ -172,7 +172,7 @@ def main():
                     row = {"dataset": options.label, "method": name, "sigma": sigma, "seed": 0}
                     row |= {"N": len(source), "b": b, "precision": precision, "error": error}
                     start = time.perf_counter()
-                    work = partial(fused.denoise, *arguments, options.budget, precision)
+                    work = partial(cuda.denoise, *arguments, options.budget, precision)
                     row["seconds"] = fastest(work)
                     all_tiles = with_all_tiles(work) if products else math.nan
                     pairs, k = b * len(source), queries.k

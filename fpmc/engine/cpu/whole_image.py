@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.engine.apart import apart
-from fpmc.engine.compiled import CUTOFF, compiled
-from fpmc.engine.looped import Looped
-from fpmc.engine.parallel import (
+from fpmc.engine.cpu.backend import Looped
+from fpmc.engine.cpu.compiled import CUTOFF, compiled
+from fpmc.engine.cpu.threads import (
     Need,
     Sums,
     answer,
@@ -27,11 +26,12 @@ from fpmc.engine.parallel import (
     shares,
     side_by_side,
 )
-from fpmc.engine.tiling import FLOAT64
+from fpmc.engine.memory import FLOAT64
+from fpmc.modes import without_autograd
 from fpmc.operators import Ones, Operator
 from fpmc.source import Source
 
-__all__ = ["WholeImage", "denoise", "fits", "need", "pull"]
+__all__ = ["WholeImage", "denoise", "fits", "need", "vjp"]
 
 
 class WholeImage(Looped):
@@ -44,7 +44,7 @@ class WholeImage(Looped):
         return denoise(z, self.sigma, self.source, threads)
 
     def back(self, threads: int, *batches: Tensor) -> Tensor:
-        return pull(*batches, self.sigma, self.source, threads)
+        return vjp(*batches, self.sigma, self.source, threads)
 
 
 def fits(queries: Operator, responses: Operator, source: Source, device: torch.device) -> bool:
@@ -53,12 +53,12 @@ def fits(queries: Operator, responses: Operator, source: Source, device: torch.d
 
 
 def need(source: Source, *, back: bool = False) -> Need:
-    """The working memory of :func:`denoise`, or of :func:`pull`."""
+    """The working memory of :func:`denoise`, or of :func:`vjp`."""
     d = math.prod(source.shape)
     return Need(d * FLOAT64, (6 if back else 4) * d * FLOAT64, (d + 2) * FLOAT64)
 
 
-@apart
+@without_autograd
 def denoise(
     z: Float[Tensor, "b c h w"], sigma: float, source: Source, threads: int
 ) -> Float[Tensor, "b c h w"]:
@@ -85,8 +85,8 @@ def denoise(
     return answer(mean.view(z.shape), z, source)
 
 
-@apart
-def pull(
+@without_autograd
+def vjp(
     z: Float[Tensor, "b c h w"],
     x_hat: Float[Tensor, "b c h w"],
     gradient: Float[Tensor, "b c h w"],

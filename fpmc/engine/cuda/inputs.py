@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.engine.fused.precisions import Precision
+from fpmc.engine.cuda.precisions import Precision
 from fpmc.source import Source
 
 __all__ = ["SAMPLE", "Inputs", "answer", "centre", "prepare"]

@@ -5,7 +5,7 @@ path                  for                                 cost
 ====================  ==================================  ==========================================
 squares               Box Q, Box or Identity R, on a CPU  b N P, whatever the squares' side
 whole image           Ones Q and R, on a CPU, small b     b N D
-fused                 squares and matrices, on CUDA       2 b N P K for each product with a matrix
+cuda                  squares and matrices, on CUDA       2 b N P K for each product with a matrix
 streaming             everything else                     the same, on windows where Q and R vanish
                                                           outside
 ====================  ==================================  ==========================================
@@ -26,12 +26,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_device, as_whole_number
-from fpmc.engine import boxes, fused, tiling, whole
-from fpmc.engine.compiled import LANES, MISSING
-from fpmc.engine.differentiable import differentiable
-from fpmc.engine.fused import Fused, Sizes
-from fpmc.engine.parallel import Share, share
-from fpmc.engine.streaming import Streaming
+from fpmc.engine import cuda, memory
+from fpmc.engine.autograd import differentiable
+from fpmc.engine.cpu import squares, whole_image
+from fpmc.engine.cpu.compiled import LANES, MISSING
+from fpmc.engine.cpu.threads import Share, share
+from fpmc.engine.cuda import Fused, Sizes
+from fpmc.engine.streaming.backend import Streaming
 from fpmc.operators import Box, Dense, Ones, Operator, Windowed, as_pair
 from fpmc.source import Source, as_source
 
@@ -68,7 +69,7 @@ class Plan:
     """How a call will be computed; ``print`` it.
 
     Attributes:
-        path: "squares", "whole image", "fused" or "streaming".
+        path: "squares", "whole image", "cuda" or "streaming".
         reason: Why this one.
         b: Noisy images at a time.
         n: Source images at a time.
@@ -131,8 +132,8 @@ def plan(
     """Choose how to compute an answer. Nothing is computed, and nothing depends on pixels' values.
 
     (Noisy images with pixels so far out that running sums would lose digits are an exception: they
-    are streamed, see :func:`fpmc.engine.boxes.safe`. What float32's range does not hold is another:
-    it is computed exactly, whatever the precision.)
+    are streamed, see :func:`fpmc.engine.cpu.squares.safe`. What float32's range does not hold is
+    another: it is computed exactly, whatever the precision.)
 
     Args:
         queries: Q.
@@ -155,27 +156,27 @@ def plan(
     fast = as_precision(precision) != "exact"
     on_cpu, plain = device.type == "cpu", "no structure but matrices"
     reason = MISSING if on_cpu and MISSING and not isinstance(queries, Dense) else plain
-    if whole.fits(queries, responses, source, device):
+    if whole_image.fits(queries, responses, source, device):
         reason = f"the whole image, and more than {FEW} noisy images: matrix products"
         if batch <= FEW:
-            size = share(whole.need(source), batch, 1, len(source), budget)
+            size = share(whole_image.need(source), batch, 1, len(source), budget)
             if size is not None:
                 return _whole(source, batch, size)
             reason = "the whole image, but the budget is too small for the compiled path"
-    elif boxes.fits(queries, responses, source, device):
+    elif squares.fits(queries, responses, source, device):
         reason = "squares, but float64 is wanted"
         if dtype != torch.float64:
-            need = boxes.need(queries, responses, source)
+            need = squares.need(queries, responses, source)
             size = share(need, batch, LANES, len(source), budget)
             if size is not None:
                 return _squares(queries, responses, source, batch, size)
             reason = "squares, but the budget is too small for the compiled path"
-    elif _fusible(precision, dtype) and fused.fits(queries, responses, source, device):
+    elif _fusible(precision, dtype) and cuda.fits(queries, responses, source, device):
         arguments = (queries, responses, source, batch)
-        size = fused.plan_sizes(*arguments, device, budget, precision)
+        size = cuda.plan_sizes(*arguments, device, budget, precision)
         if size is not None:
-            return _fused(*arguments, device, size, double=not fast)
-        reason = "the budget is too small for the fused kernels"
+            return _cuda(*arguments, device, size, double=not fast)
+        reason = "the budget is too small for the CUDA kernels"
     streaming = Streaming(1.0, queries, responses, source, budget, fast=fast)
     return _streaming(streaming, batch, torch.empty(0, dtype=dtype, device=device), reason)
 
@@ -216,12 +217,12 @@ def denoise(
     where = {"dtype": z.dtype, "device": z.device, "budget": budget, "precision": precision}
     chosen = plan(queries, responses, source, len(z), **where)
     path = Streaming(sigma, queries, responses, source, budget, fast=precision != "exact")
-    if chosen.path == "fused":
+    if chosen.path == "cuda":
         path = Fused(sigma, queries, responses, source, budget, precision=precision)
     elif chosen.path == "whole image":
-        path = whole.WholeImage(sigma, queries, responses, source, budget)
-    elif chosen.path == "squares" and boxes.safe(z, sigma, queries.p):
-        path = boxes.Squares(sigma, queries, responses, source, budget)
+        path = whole_image.WholeImage(sigma, queries, responses, source, budget)
+    elif chosen.path == "squares" and squares.safe(z, sigma, queries.p):
+        path = squares.Squares(sigma, queries, responses, source, budget)
     return differentiable(z, queries, responses, path)
 
 
@@ -284,7 +285,7 @@ def _within_float32(z: Tensor, sigma: float, queries: Operator) -> bool:
 
 
 def _fusible(precision: str, dtype: torch.dtype) -> bool:
-    """Whether the fused kernels compute in this precision, with digits enough for this type."""
+    """Whether the CUDA kernels compute in this precision, with digits enough for this type."""
     return precision in ("tf32", "bf16") or (precision == "exact" and dtype != torch.float64)
 
 
@@ -323,7 +324,7 @@ def _squares(queries: Box, responses: Operator, source: Source, batch: int, size
     )
 
 
-def _fused(
+def _cuda(
     queries: Operator,
     responses: Operator,
     source: Source,
@@ -339,7 +340,7 @@ def _fused(
     operations *= len(source) * batch
     weights = len(source) * batch * passes * EXP * queries.k
     return Plan(
-        path="fused",
+        path="cuda",
         reason=f"differences, products and softmax in one kernel, {_passes(passes)}",
         b=size.b,
         n=size.n or len(source),
@@ -375,7 +376,7 @@ def _streaming(streaming: Streaming, batch: int, like: Tensor, reason: str) -> P
         b=size.b,
         n=size.n,
         threads=torch.get_num_threads(),
-        memory=tiling.DEFAULT_BUDGET if streaming.budget is None else streaming.budget,
+        memory=memory.DEFAULT_BUDGET if streaming.budget is None else streaming.budget,
         flops=pairs * sum(n for n, double in zip(counts, is_double, strict=True) if double),
         flops32=pairs * sum(n for n, double in zip(counts, is_double, strict=True) if not double),
         bytes=-(-batch // size.b) * passes * len(source) * 4 * d * numbers.log_weights.itemsize,

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fpmc.engine.fused.precisions import TF32_HALF, TF32_MASK, Precision
+from fpmc.engine.cuda.precisions import TF32_HALF, TF32_MASK, Precision
 
 __all__ = ["as_operand", "exp", "kernel", "power_of_two", "types"]
 

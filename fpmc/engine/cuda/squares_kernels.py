@@ -9,7 +9,7 @@ elementwise. Programs: a block of rows, a noisy image, a split of the source.
 
 import triton.language as tl
 
-from fpmc.engine.fused.kernels import as_operand, exp, kernel
+from fpmc.engine.cuda.kernels import as_operand, exp, kernel
 
 __all__ = ["CUTOFF", "gather", "mix"]
 

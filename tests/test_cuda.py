@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import fpmc
 from fpmc import Source, diffusion
-from fpmc.engine import fused
-from fpmc.engine.tiling import tolerance
+from fpmc.engine import cuda
+from fpmc.engine.memory import tolerance
 from fpmc.operators import Box, Dense, Identity, Ones
 from tests.helpers import PeakMemory, exact, images, matrix, relative
 
@@ -93,7 +93,7 @@ def matrices(kind, shape, k, seed):
 
 def denoise(z, *arguments, **options):
     """The kernels' answer, on the CPU."""
-    return fused.denoise(z.to(DEVICE), *arguments, **options).cpu()
+    return cuda.denoise(z.to(DEVICE), *arguments, **options).cpu()
 
 
 def error(z, sigma, queries, responses, source, **options):
@@ -114,7 +114,7 @@ def error(z, sigma, queries, responses, source, **options):
 def test_squares_agree_with_the_reference(kind, c, h, w, p, n, sigma, dtype, seed, spread):
     operators = squares(kind, h, w, min(p, h, w))
     source = sources(n, (c, h, w), dtype, seed, spread)
-    assert fused.covers(*operators, source)
+    assert cuda.covers(*operators, source)
     assert error(noisy(2, source, sigma, seed), sigma, *operators, source) < 0.2 * tolerance(sigma)
 
 
@@ -128,14 +128,14 @@ def test_squares_agree_with_the_reference(kind, c, h, w, p, n, sigma, dtype, see
 def test_matrices_agree_with_the_reference(kind, c, h, w, k, b, n, sigma, dtype, seed, spread):
     operators = matrices(kind, (c, h, w), k, seed)
     source = sources(n, (c, h, w), dtype, seed, spread)
-    assert fused.covers(*operators, source)
+    assert cuda.covers(*operators, source)
     assert error(noisy(b, source, sigma, seed), sigma, *operators, source) < 0.2 * tolerance(sigma)
 
 
 @pytest.mark.parametrize("precision", ["exact", *REDUCED])
 @pytest.mark.parametrize("kind", ["one-hot", "mixed", "mixed, in parts"])
 def test_tiles_of_zeros_are_not_read_and_change_nothing(kind, precision):
-    from fpmc.engine.fused import dense, inputs, precisions
+    from fpmc.engine.cuda import dense, inputs, precisions
 
     pixels, sigma, how = (20, 20), 0.5, precisions.named(precision)
     band = Box(pixels, 3, "clip").dense().double()
@@ -145,7 +145,7 @@ def test_tiles_of_zeros_are_not_read_and_change_nothing(kind, precision):
     source = sources(6, (2, *pixels), torch.uint8, 0, 0.3)
     z = noisy(1, source, sigma, 0).to(DEVICE)
     wanted = exact(z.cpu(), sigma, *operators, Source(source.images.cpu()))
-    sizes = fused.plan_sizes(*operators, source, 1, DEVICE, precision=precision)
+    sizes = cuda.plan_sizes(*operators, source, 1, DEVICE, precision=precision)
     if kind == "mixed, in parts":
         sizes = replace(sizes, n=4)
 
@@ -247,7 +247,7 @@ def test_splits_do_not_matter_and_nor_do_chunks():
         matrices("one-hot", shape, 1, 0), matrices("both", shape, 5, 0),
     ):  # fmt: skip
         few = Source(source.images[:6]) if isinstance(operators[0], Box) else source
-        planned = fused.plan_sizes(*operators, few, len(z), DEVICE)
+        planned = cuda.plan_sizes(*operators, few, len(z), DEVICE)
         whole = replace(planned, splits=1)
         answer = denoise(z.double(), sigma, *operators, few, sizes=whole)
         again = denoise(z.double(), sigma, *operators, few, sizes=whole)
@@ -273,10 +273,10 @@ def test_memory_is_what_the_sizes_say(kind, precision, n, b, budgets):
     operators = squares(kind, 6, 5, 3) if kind in SQUARES else matrices(kind, shape, 40, 0)
     z = noisy(b, source, 1.0, 0).to(DEVICE)
     for budget in budgets:
-        sizes = fused.plan_sizes(*operators, source, b, DEVICE, budget, precision)
+        sizes = cuda.plan_sizes(*operators, source, b, DEVICE, budget, precision)
         assert sizes.memory <= budget
         with PeakMemory() as memory:
-            fused.denoise(z, 1.0, *operators, source, precision=precision, sizes=sizes)
+            cuda.denoise(z, 1.0, *operators, source, precision=precision, sizes=sizes)
         assert memory.peak <= sizes.memory + z.nbytes
 
 
@@ -288,7 +288,7 @@ class TestSizes:
     def sizes(self, kind, budget, batch=64, n=5_000, precision="exact"):
         source = Source(torch.zeros(n, *self.shape, dtype=torch.uint8))
         operators = matrices(kind, self.shape, 256, 0)
-        return fused.plan_sizes(*operators, source, batch, torch.device("cpu"), budget, precision)
+        return cuda.plan_sizes(*operators, source, batch, torch.device("cpu"), budget, precision)
 
     def test_all_log_weights_are_kept_if_those_of_an_image_fit(self):
         per_image = 5_000 * 256 * 8
@@ -331,23 +331,23 @@ class TestCoverage:
             *(squares(kind, 8, 8, 3) for kind in SQUARES),
             *(matrices(kind, (3, 8, 8), 5, 0) for kind in MATRICES),
         ):
-            assert fused.covers(*operators, self.source)
-            assert not fused.fits(*operators, self.source, torch.device("cpu"))
+            assert cuda.covers(*operators, self.source)
+            assert not cuda.fits(*operators, self.source, torch.device("cpu"))
 
     def test_what_is_not(self):
         dense = Dense(matrix(36, (8, 8), 0))
         square = Box((8, 8), 3)
         for operators in ((Ones((8, 8)),) * 2, (square, dense), (dense, square)):
-            assert not fused.covers(*operators, self.source)
+            assert not cuda.covers(*operators, self.source)
         large = Source(torch.zeros(1, 1, 65, 65, dtype=torch.uint8))
-        assert not fused.covers(*squares("LS", 65, 65, 3), large)
+        assert not cuda.covers(*squares("LS", 65, 65, 3), large)
         turned = Source(torch.zeros(2, 8, 8, 3, dtype=torch.uint8).permute(0, 3, 1, 2))
-        assert not fused.covers(square, square, turned)
+        assert not cuda.covers(square, square, turned)
 
     def test_an_unknown_precision_is_an_error(self):
         z = torch.zeros(1, 3, 8, 8)
         with pytest.raises(ValueError, match="precision: got 'half', wanted one of 'exact', "):
-            fused.denoise(z, 1.0, *squares("LS", 8, 8, 3), self.source, precision="half")
+            cuda.denoise(z, 1.0, *squares("LS", 8, 8, 3), self.source, precision="half")
 
 
 @pytest.mark.gpu
@@ -355,5 +355,5 @@ class TestCoverage:
 def test_a_source_on_the_gpu_fits_and_one_elsewhere_does_not():
     operators, on_cpu = squares("LS", 8, 8, 3), Source(torch.zeros(2, 3, 8, 8))
     on_gpu = Source(on_cpu.images.cuda())
-    assert fused.fits(*operators, on_gpu, on_gpu.images.device)
-    assert not fused.fits(*operators, on_cpu, on_gpu.images.device)
+    assert cuda.fits(*operators, on_gpu, on_gpu.images.device)
+    assert not cuda.fits(*operators, on_cpu, on_gpu.images.device)

@@ -23,17 +23,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_whole_number
-from fpmc.engine import streaming
-from fpmc.engine.apart import apart
-from fpmc.engine.streaming import Streaming
-from fpmc.engine.tiling import CACHE_FRIENDLY, DEFAULT_BUDGET, FLOAT64
+from fpmc.engine.memory import CACHE_FRIENDLY, DEFAULT_BUDGET, FLOAT64
+from fpmc.engine.streaming import backend as streaming
+from fpmc.engine.streaming.backend import Streaming
+from fpmc.modes import without_autograd
 from fpmc.operators import Box, Identity, Ones
 from fpmc.source import Source
 
 __all__ = ["denoise_cyclic", "denoise_patches"]
 
 
-@apart
+@without_autograd
 def denoise_patches(
     z: Float[Tensor, "b c h w"], sigma: float, p: int, source: Source, budget: int | None = None
 ) -> Float[Tensor, "b c h w"]:
@@ -70,7 +70,7 @@ def denoise_patches(
     return answer
 
 
-@apart
+@without_autograd
 def denoise_cyclic(
     z: Float[Tensor, "b c h w"], sigma: float, source: Source, budget: int | None = None
 ) -> Float[Tensor, "b c h w"]:

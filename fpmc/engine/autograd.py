@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.engine.apart import apart
+from fpmc.modes import without_autograd
 from fpmc.operators import Dense, Operator
 
 __all__ = ["Path", "differentiable"]
@@ -20,7 +20,7 @@ class Path(ABC):
         """x̂ of (10), with z's shape, type and device."""
 
     @abstractmethod
-    def pull(
+    def vjp(
         self,
         z: Float[Tensor, "b c h w"],
         x_hat: Float[Tensor, "b c h w"],
@@ -59,7 +59,7 @@ def differentiable(
 
 class _Collection(torch.autograd.Function):
     @staticmethod
-    @apart
+    @without_autograd
     def forward(ctx, z, q_matrix, r_matrix, path):
         x_hat = path.answer(z)
         ctx.save_for_backward(z, x_hat, q_matrix, r_matrix)
@@ -79,14 +79,14 @@ class _Gradients(torch.autograd.Function):
     """
 
     @staticmethod
-    @apart
+    @without_autograd
     def forward(ctx, z, x_hat, q_matrix, r_matrix, gradient, path, wanted):
         matrices = q_matrix, r_matrix
         sums = [
             torch.zeros_like(matrix, dtype=torch.float64) if want else None
             for matrix, want in zip(matrices, wanted[1:], strict=True)
         ]
-        to_z = path.pull(z.detach(), x_hat.detach(), gradient.detach(), *sums)
+        to_z = path.vjp(z.detach(), x_hat.detach(), gradient.detach(), *sums)
         to_q, to_r = (
             None if total is None else total.to(matrix)
             for total, matrix in zip(sums, matrices, strict=True)

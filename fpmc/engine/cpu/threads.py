@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.engine import tiling
-from fpmc.engine.compiled import MISSING
+from fpmc.engine import memory
+from fpmc.engine.cpu.compiled import MISSING
 from fpmc.source import Source
 
 __all__ = [
@@ -60,7 +60,7 @@ def share(need: Need, batch: int, lanes: int, size: int, budget: int | None) -> 
         size: Number of source images.
         budget: Bytes of working memory; 1 GiB if left out.
     """
-    limit = tiling.DEFAULT_BUDGET if budget is None else budget
+    limit = memory.DEFAULT_BUDGET if budget is None else budget
     for threads in range(min(torch.get_num_threads(), -(-size // lanes)), 0, -1):
         once, per_z = threads * need.thread, need.z + threads * need.z_thread
         b = min(batch, (limit - once) // per_z)

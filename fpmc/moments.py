@@ -8,14 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_whole_number
-from fpmc.engine.apart import apart
-from fpmc.engine.tiling import CACHE_FRIENDLY, DEFAULT_BUDGET, FLOAT64
+from fpmc.engine.memory import CACHE_FRIENDLY, DEFAULT_BUDGET, FLOAT64
+from fpmc.modes import without_autograd
 from fpmc.source import Source
 
 __all__ = ["moments"]
 
 
-@apart
+@without_autograd
 def moments(
     source: Source, budget: int | None = None
 ) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:

@@ -11,7 +11,7 @@ Distances and log-weights are float64 whatever z's type, which is what float32 a
 take: a log-weight of 1,500 (half the number of dimensions of a 32 × 32 colour image) has a spacing
 of 1.2e-4 in float32. What is rounded to float32 is a log-weight less the running maximum, which is
 small where it matters, and the weights, which the responses mix in float32; every sum over tiles is
-float64. :mod:`fpmc.engine.passes` says how the tiles are gone through, and back.
+float64. :mod:`fpmc.engine.streaming.passes` says how the tiles are gone through, and back.
 
 In float64 the distance under q = 1 may be expanded,
 :math:`\|z\|^2 - 2 z^\top x + \|x\|^2`, into one matrix product: at σ = 0.002 what the expansion
@@ -25,10 +25,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fpmc.engine.apart import apart
-from fpmc.engine.differentiable import Path
-from fpmc.engine.passes import backward, forward
-from fpmc.engine.tiles import (
+from fpmc.engine.autograd import Path
+from fpmc.engine.memory import Tile, tile
+from fpmc.engine.streaming.passes import backward, forward
+from fpmc.engine.streaming.tiles import (
     EXACT,
     FLOAT32,
     FLOAT64,
@@ -37,7 +37,7 @@ from fpmc.engine.tiles import (
     pixels_first,
     tiles,
 )
-from fpmc.engine.tiling import Tile, tile
+from fpmc.modes import without_autograd
 from fpmc.operators import Dense, Ones, Operator
 from fpmc.source import Source
 
@@ -87,7 +87,7 @@ class Streaming(Path):
         keep = again * (1 + back) * numbers.weights.itemsize
         return tile(*arguments, self.budget, device, keep=keep)
 
-    @apart
+    @without_autograd
     def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         numbers = self.numbers(z)
         size = self.size(len(z), z.device, numbers, back=False)
@@ -99,8 +99,8 @@ class Streaming(Path):
             x_hat[part] = total.movedim(-1, 0)
         return x_hat
 
-    @apart
-    def pull(
+    @without_autograd
+    def vjp(
         self,
         z: Float[Tensor, "b c h w"],
         x_hat: Float[Tensor, "b c h w"],
@@ -129,7 +129,7 @@ class Streaming(Path):
         return queries, self.responses.to(like.to(numbers.weights))
 
 
-@apart
+@without_autograd
 def mean_and_evidence(
     z: Float[Tensor, "b c h w"],
     sigma: float,
@@ -155,7 +155,7 @@ def mean_and_evidence(
     return answer, evidence
 
 
-@apart
+@without_autograd
 def posterior_weights(
     z: Float[Tensor, "b c h w"],
     sigma: float,
@@ -175,7 +175,7 @@ def posterior_weights(
     return result
 
 
-@apart
+@without_autograd
 def posterior_means(
     z: Float[Tensor, "b c h w"],
     sigma: float,
@@ -195,7 +195,7 @@ def posterior_means(
     return result
 
 
-@apart
+@without_autograd
 def effective_number(
     z: Float[Tensor, "b c h w"],
     sigma: float,
@@ -215,7 +215,7 @@ def effective_number(
     return result
 
 
-@apart
+@without_autograd
 def nearest(
     z: Float[Tensor, "b c h w"], queries: Operator, source: Source, budget: int | None = None
 ) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:

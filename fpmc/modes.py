@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["apart", "constant", "lasting"]
+__all__ = ["lasting", "not_differentiable", "without_autograd"]
 
 
-def apart(function: Callable) -> Callable:
+def without_autograd(function: Callable) -> Callable:
     """The function without a graph, and in the types that it names, whatever autocast wants."""
 
     @functools.wraps(function)
@@ -36,7 +36,7 @@ def lasting() -> Iterator[None]:
         yield
 
 
-def constant(value: Tensor, name: str, *inputs: Tensor) -> Tensor:
+def not_differentiable(value: Tensor, name: str, *inputs: Tensor) -> Tensor:
     """The value, whose gradient with respect to the inputs is an error, not zero.
 
     Args:

@@ -1,18 +1,19 @@
-r"""The compiled inner loops of :mod:`fpmc.engine.boxes` that go back.
+r"""The compiled inner loops of :mod:`fpmc.engine.cpu.squares` that go back.
 
 Beside the distances, a second pair of running sums makes
 :math:`s_{kn} = \sum_{p \in k} \sum_c \tilde g_{cp} x_{ncp}` over the squares of the responses; for
 the identity it is made where there is weight. A first pass finds the mean of s under each
 estimator's posterior, which for the identity is known from the answer; a second one spreads
 :math:`w (s - \bar s)` over the squares of the queries. Names and shapes as in
-:mod:`fpmc.engine.box_kernels`.
+:mod:`fpmc.engine.cpu.squares_kernels`.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from fpmc.engine.box_kernels import (
+from fpmc.engine.cpu.compiled import LANES, compiled, larger
+from fpmc.engine.cpu.squares_kernels import (
     ZERO,
     clear,
     enter,
@@ -22,9 +23,8 @@ from fpmc.engine.box_kernels import (
     start,
     weigh,
 )
-from fpmc.engine.compiled import LANES, compiled, larger
 
-__all__ = ["Slopes", "averages", "pull"]
+__all__ = ["Slopes", "averages", "vjp"]
 
 
 class Slopes(NamedTuple):
@@ -76,7 +76,7 @@ def averages(query, slopes, x, begin, end, log_norm, mass, total, needed, room):
 
 
 @compiled
-def pull(query, slopes, x, begin, end, log_norm, average, needed, middle, total, room, spread):
+def vjp(query, slopes, x, begin, end, log_norm, average, needed, middle, total, room, spread):
     """The second pass: Σ_n (Qᵀ ∂ℓ_n) ⊙ (x_n − x̂), added to the total.
 
     Args:

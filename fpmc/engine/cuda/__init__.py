@@ -14,7 +14,7 @@ No array of pairs of images and pixels is made. The source is read as it is stor
 Triton's, which comes with PyTorch on Linux: nothing of it is imported before it is needed.
 
 Exact, the default, is float64 throughout, but for the exponentials, which are float32's, of
-differences taken in float64. The other precisions (:mod:`fpmc.engine.fused.precisions`) are for
+differences taken in float64. The other precisions (:mod:`fpmc.engine.cuda.precisions`) are for
 who asks for them by name.
 """
 
@@ -25,12 +25,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_whole_number
-from fpmc.engine import tiling
-from fpmc.engine.apart import apart
-from fpmc.engine.fused.inputs import answer, prepare
-from fpmc.engine.fused.precisions import named
-from fpmc.engine.fused.sizes import Sizes, choose, need
-from fpmc.engine.streaming import Streaming
+from fpmc.engine import memory
+from fpmc.engine.cuda.inputs import answer, prepare
+from fpmc.engine.cuda.precisions import named
+from fpmc.engine.cuda.sizes import Sizes, choose, need
+from fpmc.engine.streaming.backend import Streaming
+from fpmc.modes import without_autograd
 from fpmc.operators import Box, Dense, Identity, Operator
 from fpmc.source import Source
 
@@ -128,11 +128,11 @@ def plan_sizes(
         TypeError: If the budget is not a whole number.
         ValueError: If there is no such precision.
     """
-    limit = tiling.DEFAULT_BUDGET if budget is None else as_whole_number(budget, "budget", 1)
+    limit = memory.DEFAULT_BUDGET if budget is None else as_whole_number(budget, "budget", 1)
     return choose(queries, responses, source, batch, device, limit, named(precision))
 
 
-@apart
+@without_autograd
 def denoise(
     z: Float[Tensor, "b c h w"],
     sigma: float,
@@ -163,7 +163,8 @@ def denoise(
         ValueError: If the budget is too small for a single noisy image, or there is no such
             precision.
     """
-    from fpmc.engine.fused import boxes, dense
+    from fpmc.engine.cuda import dense
+    from fpmc.engine.cuda.squares import mean as squares_mean
 
     how = named(precision)
     if sizes is None:
@@ -171,7 +172,7 @@ def denoise(
     if sizes is None:
         least = need(queries, responses, source, how).least
         raise ValueError(
-            f"budget: got {budget or tiling.DEFAULT_BUDGET:,} bytes, wanted at least {least:,}"
+            f"budget: got {budget or memory.DEFAULT_BUDGET:,} bytes, wanted at least {least:,}"
         )
     squares = isinstance(queries, Box)
     matrices = None if squares else dense.Matrices(queries, responses, z.device, how)
@@ -181,7 +182,7 @@ def denoise(
             part = slice(start, start + sizes.b)
             inputs = prepare(z[part], sigma, source, queries.shape, how)
             if squares:
-                mean = boxes.mean(inputs, queries, responses, sizes.splits, how)
+                mean = squares_mean(inputs, queries, responses, sizes.splits, how)
             else:
                 mean = dense.mean(inputs, matrices, sizes, how)
             result[part] = answer(mean.view(z[part].shape), z, source)

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from fpmc.engine.tiling import CUTOFF
+from fpmc.engine.memory import CUTOFF
 
 try:
     from llvmlite import ir

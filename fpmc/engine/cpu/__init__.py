@@ -1,0 +1,1 @@
+"""Compiled loops on a CPU: squares and whole images."""
