@@ -10,7 +10,7 @@ bf16        bfloat16, 8 bits                    float32    the same, at twice th
 
 The products are the GPU's tensor cores' in all three. What a reduced precision loses is a part of
 each log-weight: with u = 2⁻¹¹ or 2⁻⁸ the rounding of an operand, and c_p the constant that
-:func:`fpmc.engine.cuda.inputs.centre` takes from each pixel's difference, ℓ_kn is off by up to
+:func:`fpmc.engine.cuda.inputs.offset` takes from each pixel's difference, ℓ_kn is off by up to
 :math:`\frac{2u}{2\sigma^2} \sum_p q_{kp} |\delta_{np} - c_p|`. At low noise that is small for the
 images near z, which have the weight, and large for those far from it, which have none; where z is
 near no image, it is large for all, and so is float32's own rounding of ℓ. On crops of photographs
