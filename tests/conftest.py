@@ -2,6 +2,12 @@
 
 import os
 
+import chapters
+
+# Workers side by side get one thread each; set before numba and torch are imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.update(chapters.ENVIRONMENT)
+
 import pytest
 import torch
 from hypothesis import settings
@@ -11,8 +17,20 @@ from jaxtyping import config as jaxtyping_config
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-settings.register_profile("fpmc", deadline=None, derandomize=True, max_examples=25)
+for profile, examples in {"fpmc": 10, "deep": 100}.items():
+    settings.register_profile(profile, deadline=None, derandomize=True, max_examples=examples)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fpmc"))
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Take as many workers for ``-n auto`` as for the book."""
+    return chapters.WORKERS
+
+
+def pytest_sessionstart(session):
+    """Make the cache's database before workers that would make it at the same time."""
+    if session.config.getoption("numprocesses"):
+        chapters.get_cache(chapters.CACHE).db.dispose()
 
 
 @pytest.fixture

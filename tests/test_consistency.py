@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import chapters
 import jupytext
 import nbformat
 import pytest
@@ -16,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import fpmc
-from tests.notebooks.regenerate import chapters, stored
+from tests.notebooks.regenerate import stored
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -110,7 +111,7 @@ class TestEnvironments:
         assert f"## {fpmc.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("chapter", chapters.chapters(), ids=lambda path: path.stem)
 class TestChapters:
     """The book's notebooks."""
 
