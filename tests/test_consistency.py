@@ -143,6 +143,11 @@ class TestChapters:
         tags = {tag for cell in cells for tag in cell.metadata.get("tags", [])}
         assert "nbval-check-output" in tags or chapter.stem == "intro"
 
+    def test_what_is_checked_is_not_empty(self, chapter):
+        for cell in nbformat.read(stored(chapter), 4).cells:
+            if "nbval-check-output" in cell.metadata.get("tags", []):
+                assert cell.outputs, cell.source
+
     def test_chapters_use_public_names(self, chapter):
         for cell in jupytext.read(chapter).cells:
             if cell.cell_type == "code":

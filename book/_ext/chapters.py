@@ -39,6 +39,10 @@ ENVIRONMENT = {
     "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not the user's
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else debugpy warns about frozen modules
 }
+LOOPS = (  # what the kernel runs first
+    f"__import__('sys').path.append({str(Path(__file__).parent)!r})",
+    "get_ipython().extension_manager.load_extension('loops')",
+)
 
 
 class Executed(NamedTuple):
@@ -87,11 +91,15 @@ def cached(chapter: Path, folder: Path = CACHE) -> Executed | None:
 
 
 def execute(chapter: Path) -> Executed:
-    """Run a chapter in a kernel with one thread."""
+    """Run a chapter in a kernel with one thread, where loops that should print must do so."""
     os.environ.update(ENVIRONMENT)
     notebook, before = jupytext.read(chapter), os.times()
     done = single_nb_execution(
-        notebook, cwd=str(chapter.parent), timeout=TIMEOUT, allow_errors=False
+        notebook,
+        cwd=str(chapter.parent),
+        timeout=TIMEOUT,
+        allow_errors=False,
+        extra_arguments=[f"--IPKernelApp.exec_lines={line}" for line in LOOPS],
     )
     after = os.times()
     spent = sum(after[2:4]) - sum(before[2:4])  # of processes that ended: the kernel
