@@ -32,7 +32,7 @@ CACHE = ROOT / "_build" / ".jupyter_cache"
 DECIDES = (".py", ".csv", ".npz", ".safetensors")  # files of these kinds decide outputs
 TIMEOUT = 600  # seconds for one cell
 LIMIT = 40  # seconds of a processor for one chapter
-WORKERS = max(1, min(os.cpu_count() or 1, 4))  # each takes up to 2 GB of memory
+WORKERS = min(os.cpu_count() or 1, 4)  # more would share too little memory
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",
