@@ -115,7 +115,7 @@ def error(z, sigma, queries, responses, source, **options):
 
 
 @pytest.mark.parametrize("kind", SQUARES)
-@settings(max_examples=4)
+@settings(max_examples=settings().max_examples // 2)  # an interpreter is slow
 @given(
     c=CHANNELS, h=SIDES, w=SIDES, p=SIDES, n=st.sampled_from([1, 2, 7, 20]), sigma=SIGMAS,
     dtype=TYPES, seed=SEEDS, spread=st.sampled_from([1.0, 0.05]),
@@ -128,7 +128,7 @@ def test_squares_agree_with_the_reference(kind, c, h, w, p, n, sigma, dtype, see
 
 
 @pytest.mark.parametrize("kind", MATRICES)
-@settings(max_examples=5)
+@settings(max_examples=settings().max_examples // 2)  # an interpreter is slow
 @given(
     c=CHANNELS, h=SIDES, w=SIDES, k=st.sampled_from([1, 5, 65]), b=st.sampled_from([1, 3, 9]),
     n=st.sampled_from([1, 2, 8, 63, 70]), sigma=SIGMAS, dtype=TYPES, seed=SEEDS,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fpmc
@@ -57,7 +57,6 @@ KINDS = ["PSPC-Square", "LS", "clipped", "single pixels"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40)
 @given(
     c=CHANNELS, h=SIDES, w=SIDES, p=SIDES, n=SIZES, sigma=SIGMAS, dtype=TYPES, seed=SEEDS,
     cores=st.integers(1, 3), spread=st.sampled_from([1.0, 0.05]),
@@ -73,7 +72,6 @@ def test_squares_agree_with_the_reference(kind, c, h, w, p, n, sigma, dtype, see
     assert relative(answer, exact(z, sigma, queries, responses, source)) < 0.2 * tolerance(sigma)
 
 
-@settings(max_examples=40)
 @given(
     c=CHANNELS, h=SIDES, w=SIDES, n=SIZES, sigma=SIGMAS, dtype=TYPES, seed=SEEDS,
     cores=st.integers(1, 3), spread=st.sampled_from([1.0, 0.05]),
