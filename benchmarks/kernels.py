@@ -1,6 +1,6 @@
 """The CUDA kernels: checked against the float64 engine, then timed, in one run on one machine.
 
-    python benchmarks/kernels.py [--data cifar10] [--b 8 64] [--method ...] [--out cuda.csv]
+    python benchmarks/kernels.py [--data cifar10] [--b 8 64] [--method ...] [--out kernels.csv]
 
 PSPC-Flex's masks are discs, of a tenth of the image; Lukoianov's are its own, at a threshold of
 0.05. The alternatives, in float32 PyTorch on the same device:

@@ -217,6 +217,24 @@ def test_where_there_is_no_space_to_keep_machine_code_there_is_an_answer(tmp_pat
     assert done.returncode == 0, done.stderr.decode()
 
 
+def test_machine_code_of_an_older_version_is_made_anew(tmp_path):
+    """Its index names classes, which may have other names by now."""
+    code = """if True:
+        import pathlib, sys, torch, fpmc
+        source = fpmc.Source(torch.rand(20, 1, 8, 8))
+        answer = fpmc.methods.pspc_square(source, 3)(torch.zeros(1, 1, 8, 8), 1.0)
+        assert answer.isfinite().all()
+        for index in pathlib.Path(sys.argv[1]).rglob("*.nbi"):
+            index.write_bytes(index.read_bytes().replace(b"Buffers", b"Shields"))
+    """
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr.decode()
+
+
 class TestGradients:
     """The compiled paths answer; the streaming engine goes back."""
 

@@ -15,7 +15,7 @@ FOLDER = ROOT / "benchmarks"
 DEFAULT = {
     "cpu": ["paths.py"],
     "cuda": [
-        "cuda.py --data {data} --label {label} --budget {budget}",
+        "kernels.py --data {data} --label {label} --budget {budget}",
         "paths.py --data {data} --label {label} --device {device} --n {n} --dense-n {n} "
         "--sigma 1 --repeats 2 --budget {budget}",
     ],

@@ -58,14 +58,31 @@ def compiled(function: Callable) -> Callable:
         dispatcher = decorator(cache=True)(function)
     except RuntimeError:  # no folder that it could be kept in
         return decorator()(function)
-    save = dispatcher._cache.save_overload
+    _forgive(dispatcher._cache)
+    return dispatcher
+
+
+def _forgive(cache) -> None:
+    """Let a cache that cannot be read or written cost the time to compile, and nothing else.
+
+    A full disk is an error of numba's own at the first call, and so is an index that names a class
+    which has another name by now: it is unpickled before it is found to be of an older file.
+    """
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_if_readable(*key):
+        try:
+            return load(*key)
+        except Exception:  # whatever unpickling raises
+            with contextlib.suppress(OSError):
+                cache.flush()
+            return None
 
     def save_if_there_is_room(*overload) -> None:
         with contextlib.suppress(OSError):
             save(*overload)
 
-    dispatcher._cache.save_overload = save_if_there_is_room
-    return dispatcher
+    cache.load_overload, cache.save_overload = load_if_readable, save_if_there_is_room
 
 
 def readable(source: Source, device: torch.device) -> bool:

@@ -16,7 +16,7 @@ images near z, which have the weight, and large for those far from it, which hav
 near no image, it is large for all, and so is float32's own rounding of ℓ. On crops of photographs
 from σ = 0.02 to 80 the answer of a dense Q, relative to the exact one, is off by less than 2e-3
 (tf32) or 2e-2 (bf16): tested. Of squares it may be off by more: by 2.4e-3 and 2.7e-2 for LS with
-p = 15 at σ = 0.1 on CIFAR-10 (JPEG) (results/cifar10-jpeg/engine/cuda.csv).
+p = 15 at σ = 0.1 on CIFAR-10 (JPEG) (results/cifar10-jpeg/engine/kernels.csv).
 """
 
 from dataclasses import dataclass
