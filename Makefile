@@ -30,7 +30,7 @@ book: .venv/installed ## execute every chapter and build the HTML
 	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
 
 test: .venv/installed ## run every check: unit and property tests, stored notebooks, consistency
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto
 
 test-deep: export HYPOTHESIS_PROFILE := deep
 test-deep: test ## the same with ten times the examples of each property
