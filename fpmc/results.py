@@ -178,7 +178,7 @@ def _row(row: dict[str, str]) -> dict[str, str | float | Estimate]:
     for name, value in row.items():
         if name in TEXT:
             values[name] = value
-        elif f"{name}_error" in row:
+        elif row.get(f"{name}_error"):
             values[name] = Estimate(float(value), float(row[f"{name}_error"]), int(row["n"]))
         elif not name.endswith("_error"):
             values[name] = float(value) if value else math.nan
