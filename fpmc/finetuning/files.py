@@ -98,6 +98,7 @@ def write_level(
     tensors, metadata = {}, {"format": FORMAT, "sigma": repr(float(sigma))}
     given = {"queries": queries, "responses": responses}
     for (name, op), cut in zip(given.items(), cuts, strict=True):
+        op = op if isinstance(op, Ones | Identity | Box | Dense) else Dense(op.dense())
         metadata[name] = json.dumps(_described(op))
         if isinstance(op, Dense):
             parts = _parts(op.matrix, cut, covering=name == "responses")
@@ -156,11 +157,7 @@ def _described(op: Operator) -> dict[str, Any]:
     described = {"kind": type(op).__name__, "shape": list(op.shape)}
     if isinstance(op, Box):
         return described | {"p": op.p, "border": op.border}
-    if isinstance(op, Dense):
-        return described | {"k": op.k}
-    if isinstance(op, Ones | Identity):
-        return described
-    return {"kind": "Dense", "shape": list(op.shape), "k": op.k}
+    return described | ({"k": op.k} if isinstance(op, Dense) else {})
 
 
 def _operator(described: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Operator:

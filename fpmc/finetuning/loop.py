@@ -10,7 +10,6 @@ import os
 import time
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -72,8 +71,8 @@ def finetune(
     whose validation error over the full source is least: never worse than what was given.
 
     With ``out``, the folder then holds the level's operators, history and card (see
-    :mod:`fpmc.finetuning.files`) and the state, from which the same call goes on after a stop at any
-    moment, to the same bits. SIGTERM saves it and ends the program with status 143.
+    :mod:`fpmc.finetuning.files`) and the state, from which the same call goes on after a stop at
+    any moment, to the same bits. SIGTERM saves it and ends the program with status 143.
 
     Args:
         denoiser: What is tuned: its operators at the level, and its source.
@@ -191,23 +190,20 @@ class _Run:
         """Validate what was given, and the start."""
         given = FPMC(*self.given, self.source, budget=self.budget)
         for name, held in self.held_out.items():
-            self.errors[name] = held.estimate(given)
-        self.best = {"step": None, "error": float(self.errors["validation"]), "theta": None}
+            found = held.estimate(given)
+            self.errors[name] = [float(found), found.standard_error]
+        self.best = {"step": None, "error": self.errors["validation"][0], "theta": None}
         held = self.held_out["validation"]
         apart = answer(given, held.z, self.settings.sigma)
         apart -= answer(self.module.collection(), held.z, self.settings.sigma)
-        self.errors["start_to_given"] = apart.square().mean().item()
+        self.errors["start_to_given"] = [apart.square().mean().item()]
         self.validate()
 
     def advance(self) -> None:
         """One step: images, noise, the network's answer, the gradient, θ."""
         settings, size = self.settings, self.settings.batch
-        index = torch.tensor(
-            [
-                self.saved.place(i, len(self.tuned))
-                for i in range(self.step * size, (self.step + 1) * size)
-            ]
-        )
+        steps = range(self.step * size, (self.step + 1) * size)
+        index = torch.tensor([self.saved.place(i, len(self.tuned)) for i in steps])
         x, generator = self.tuned.read(index), seed_of(settings.seed, 1, self.step)
         z = (x + settings.sigma * torch.randn(x.shape, generator=generator)).to(self.device)
         target = answer(self.network, z, settings.sigma, "network")

@@ -85,10 +85,12 @@ def answer(
         TypeError: If it is no tensor.
         ValueError: If it has another shape than z, or the denoiser is for images of another.
     """
+    shape = tuple(z.shape[1:])
+    if tuple(getattr(denoiser, "shape", shape)) != shape:
+        raise ValueError(f"{name}: got one for images of {denoiser.shape}, wanted one for {shape}")
     try:
         parts = [as_answer(denoiser(part, sigma), part, name) for part in z.split(PART)]
     except RuntimeError as error:
-        shape = tuple(z.shape[1:])
         raise ValueError(f"{name}: cannot answer images of shape {shape} ({error})") from error
     return torch.cat(parts)
 
@@ -105,16 +107,16 @@ def write(run: Any, operators: tuple[Operator, Operator], card: dict[str, Any]) 
         "best_step": run.best["step"],
         "stopped": run.stopped,
         "seconds": round(run.seconds, 1),
-        "start_to_given": run.errors["start_to_given"],
+        "start_to_given": run.errors["start_to_given"][0],
         "start": run.history[0]["validation"] if run.history else None,
         "device": str(run.device),
         "versions": {"fpmc": fpmc.__version__, "torch": torch.__version__},
     }
     for name, errors in held.items():
-        given, tuned = run.errors[name], Estimate.of_samples(errors)
+        tuned, given = Estimate.of_samples(errors), run.errors[name]
         card[name] = {
             "images": len(errors),
-            "given": [float(given), given.standard_error],
+            "given": given,
             "tuned": [float(tuned), tuned.standard_error],
         }
     if run.saved.folder is not None:

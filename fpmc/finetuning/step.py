@@ -206,13 +206,13 @@ class _Step:
         """Images less the centre."""
         if self.only is not None:
             index = self.only[index.cpu() if isinstance(index, Tensor) else index]
-        return self.source.read(index, device=self.device).flatten(1).sub_(self.centre)
+        return self.source.read(index, device=self.device).flatten(1) - self.centre
 
     def _images(self, index) -> Float[Tensor, "n d"]:
         return self._read(index) if self.x is None else self.x[index]
 
     def add(self, z_b, y_b, scale, to_q, to_r) -> tuple[Tensor, int]:
-        """A noisy image: add its gradients; its squared error and how many images carried weight."""
+        """Add a noisy image's gradients; its squared error, and how many images carried weight."""
         z = z_b.float().flatten() - self.centre
         found = self._concentrated(z, self._posteriors(z))
         x_hat = sum(self._answer(found, rows) for rows in _split(len(found.w))) / self.coverage
