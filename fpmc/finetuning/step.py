@@ -38,8 +38,10 @@ from fpmc.source import Source
 
 __all__ = ["CUT", "Gradients", "gradients", "loss"]
 
-CUT = 2e-4
+CUT = 2e-3
 """What may be left out of an estimator's weight, unless the caller says otherwise."""
+
+TYPICAL = 10
 
 ROWS = 1024
 """Source images at a time, so that what is made of them stays in a CPU's cache."""
@@ -236,7 +238,7 @@ class _Step:
 
     def _concentrated(self, z, w) -> "_Found":
         """The images that carry weight for some estimator, and their weights among themselves."""
-        scores, order = w.amax(1).sort()
+        scores, order = torch.maximum(w.amax(1), TYPICAL * w.mean(1)).sort()
         drop = int((scores.cumsum(0) <= self.cut).sum())
         if self.n - drop > MOST * self.n and self.x is not None:
             return _Found(
