@@ -15,6 +15,7 @@ from fpmc import data, methods, networks, sensitivity
 from fpmc.checks import as_device, as_whole_number
 from fpmc.collection import FPMC
 from fpmc.diffusion import edm_sigmas
+from fpmc.finetuning.images import fingerprints, fresh
 from fpmc.finetuning.loop import FineTuned, finetune
 from fpmc.finetuning.module import LEARN
 from fpmc.finetuning.parametrisation import MAPS
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add("--root", help="where datasets lie (default: FPMC_DATA, or ~/.cache/fpmc)")
     add("--n", type=int, help="source images (default: all for training)")
     add("--validation", type=int, help="images that choose (default: half of those for tests)")
+    add("--test", type=int, help="images that are reported on (default: the others for tests)")
     for name in ("steps", "batch", "subset", "every", "seed"):
         add(f"--{name}", type=int, help="see fpmc.finetuning.settings")
     for name in ("rate", "weight-decay", "zeros", "cut"):
@@ -65,19 +67,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(given: argparse.Namespace, command: str) -> None:
-    """Tune at one level, or at all in turn, and print what came of each."""
+    """Tune at one level, or at all in turn, and print what came of each.
+
+    Images for tests that the source has too, and their second copies, are left out.
+    """
     sigmas = edm_sigmas(given.levels).tolist()
     device, levels = as_device(given.device, "--device"), levels_of(given.level, len(sigmas))
     dataset = data.load(given.data, given.root)
     n = len(dataset.train)
     n = n if given.n is None else as_whole_number(given.n, "--n", 1, n)
-    held = len(dataset.test)
-    if held < 2:
-        raise ValueError(f"--data: got {held} images for tests, wanted 2 or more")
-    chosen = held // 2 if given.validation is None else given.validation
-    chosen = as_whole_number(chosen, "--validation", 1, held - 1)
-    network = given.network or f"{given.data}/ddpmpp"
     source = Source(dataset.train[:n])
+    held = dataset.test[fresh(dataset.test, fingerprints(source))]
+    if len(held) < 2:
+        raise ValueError(f"--data: got {len(held)} images for tests alone, wanted 2 or more")
+    chosen = len(held) // 2 if given.validation is None else given.validation
+    chosen = as_whole_number(chosen, "--validation", 1, len(held) - 1)
+    shown = len(held) - chosen if given.test is None else given.test
+    shown = as_whole_number(shown, "--test", 1, len(held) - chosen)
+    network = given.network or f"{given.data}/ddpmpp"
     answering = networks.load(network, shape=source.shape).to(device)
     denoiser = method_of(given, network, source)
     names = ("steps", "batch", "subset", "every", "seed", "rate", "weight_decay", "zeros", "cut")
@@ -90,8 +97,8 @@ def run(given: argparse.Namespace, command: str) -> None:
             answering,
             None,
             sigmas[level],
-            validation=dataset.test[held - chosen :],
-            test=dataset.test[: held - chosen],
+            validation=held[len(held) - chosen :],
+            test=held[:shown],
             learn=given.learn,
             out=given.out or Path("runs") / folder,
             device=device,

@@ -11,7 +11,7 @@ from torch import Tensor
 from fpmc.checks import as_images, kind
 from fpmc.source import Source, to_float
 
-__all__ = ["Tuned", "as_pixels", "digest", "disjoint", "fingerprints"]
+__all__ = ["Tuned", "as_pixels", "digest", "disjoint", "fingerprints", "fresh"]
 
 CHUNK = 1024
 """Images at a time."""
@@ -98,6 +98,16 @@ def disjoint(**sets: list[bytes]) -> None:
                     f"{second}: got {common} images that are in {first} too, wanted none: what is "
                     "tuned on, chosen by and reported on must differ"
                 )
+
+
+def fresh(images: Tensor, *others: list[bytes]) -> Int[Tensor, " m"]:
+    """Positions of the images that are in none of these sets of fingerprints, each image once."""
+    seen, positions = set().union(*others), []
+    for position, found in enumerate(fingerprints(images)):
+        if found not in seen:
+            positions.append(position)
+            seen.add(found)
+    return torch.tensor(positions, dtype=torch.long)
 
 
 def digest(*parts: Any) -> str:

@@ -7,6 +7,7 @@ Source: Niedoba et al. (2026), equation (11) with λ = 1, and section C.3.
 """
 
 import os
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -167,7 +168,11 @@ class _Run:
         with (
             stopping(self.saved.folder is not None) as wanted,
             tqdm(
-                total=self.settings.steps, initial=self.step, unit="step", disable=not progress
+                total=self.settings.steps,
+                initial=self.step,
+                unit="step",
+                mininterval=1.0 if sys.stderr.isatty() else 60.0,
+                disable=not progress,
             ) as bar,
         ):
             while self.step < self.settings.steps and self.stopped is None:
