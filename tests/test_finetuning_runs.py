@@ -156,11 +156,13 @@ def test_files_bring_the_collection_back(tmp_path):
 
 def test_more_steps_go_on_from_what_was_done(tmp_path):
     network, _ = target()
-    tune(collection(), network, 10, out=tmp_path, every=5)
-    more = tune(collection(), network, 20, out=tmp_path, every=5)
-    assert str(more.history) == str(tune(collection(), network, 20, every=5).history)
+    options = {"every": 5, "rate": 2.0}
+    first = tune(collection(), network, 15, out=tmp_path, **options)
+    assert first.card["best_step"] != 15
+    more = tune(collection(), network, 30, out=tmp_path, **options)
+    assert str(more.history) == str(tune(collection(), network, 30, **options).history)
     with pytest.raises(ValueError, match="holds a run that differs in rate"):
-        tune(collection(), network, 20, out=tmp_path, every=5, rate=0.1)
+        tune(collection(), network, 30, out=tmp_path, every=5)
     (tmp_path / "sigma-0.6.state").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="Name another folder as out, or remove this file"):
         tune(collection(), network, 20, out=tmp_path)

@@ -154,9 +154,9 @@ def line(level: int, sigma: float, found: FineTuned) -> str:
     best = "nothing better found" if card["best_step"] is None else f"step {card['best_step']}"
     share = card["start_to_given"] / before[0] if before[0] else math.nan
     return (
-        f"level {level}, sigma {sigma:.4g}: validation {before[0]:.5f} to {after[0]:.5f} "
-        f"(± {after[1]:.5f}), test {before_test[0]:.5f} to {after_test[0]:.5f} "
-        f"(± {after_test[1]:.5f}); {best}; the start is {share:.2%} of the error away from "
+        f"level {level}, sigma {sigma:.4g}: validation {before[0]:.3g} to {after[0]:.3g} "
+        f"(± {after[1]:.2g}), test {before_test[0]:.3g} to {after_test[0]:.3g} "
+        f"(± {after_test[1]:.2g}); {best}; the start is {share:.2%} of the error away from "
         "what was given"
     )
 

@@ -22,7 +22,7 @@ from fpmc.collection import FPMC
 from fpmc.diffusion import Denoiser
 from fpmc.finetuning.images import Tuned, digest, disjoint
 from fpmc.finetuning.module import SoftFPMC
-from fpmc.finetuning.outcome import HeldOut, answer, write
+from fpmc.finetuning.outcome import HeldOut, answer, noisy, write
 from fpmc.finetuning.settings import Settings
 from fpmc.finetuning.state import Saved, seed_of, stopping
 from fpmc.operators import Operator
@@ -164,6 +164,7 @@ class _Run:
         """Take what steps are left."""
         if not self.history:
             self.begin()
+            self.saved.write(self)
         last = time.monotonic()
         with (
             stopping(self.saved.folder is not None) as wanted,
@@ -178,7 +179,8 @@ class _Run:
             while self.step < self.settings.steps and self.stopped is None:
                 started = time.monotonic()
                 self.advance()
-                if self.step % self.every == 0 or self.step == self.settings.steps:
+                due = self.step % self.every == 0 or self.step == self.settings.steps
+                if due and self.stopped is None:
                     self.validate()
                     row = self.history[-1]
                     bar.set_postfix(validation=f"{row['validation']:.5f}")
@@ -210,7 +212,7 @@ class _Run:
         steps = range(self.step * size, (self.step + 1) * size)
         index = torch.tensor([self.saved.place(i, len(self.tuned)) for i in steps])
         x, generator = self.tuned.read(index), seed_of(settings.seed, 1, self.step)
-        z = (x + settings.sigma * torch.randn(x.shape, generator=generator)).to(self.device)
+        z = noisy(x, settings.sigma, generator, self.device)
         target = answer(self.network, z, settings.sigma, "network")
         only = None
         if settings.subset is not None:
@@ -255,6 +257,7 @@ class _Run:
 
     def outcome(self, card: dict[str, Any]) -> FineTuned:
         """The best collection, kept if there is a folder."""
+        self.saved.write(self)
         operators = self.given
         if self.best["theta"] is not None:
             self.module.load_state_dict(self.best["theta"])

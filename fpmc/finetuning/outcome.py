@@ -19,7 +19,7 @@ from fpmc.metrics import Estimate
 from fpmc.operators import Operator
 from fpmc.source import Source
 
-__all__ = ["HeldOut", "answer", "write"]
+__all__ = ["HeldOut", "answer", "noisy", "write"]
 
 PART = 64
 """Noisy images at a time."""
@@ -62,7 +62,7 @@ class HeldOut:
         clean = Source(as_pixels(images, name, shape))
         self.prints, self.sigma = fingerprints(clean), settings.sigma
         x, generator = clean[:], seed_of(settings.seed, STREAMS[name])
-        self.z = (x + self.sigma * torch.randn(x.shape, generator=generator)).to(device)
+        self.z = noisy(x, self.sigma, generator, device)
         self.target = answer(network, self.z, self.sigma, "network")
 
     def errors(self, denoiser: FPMC) -> Float[Tensor, " n"]:
@@ -73,6 +73,14 @@ class HeldOut:
     def estimate(self, denoiser: FPMC) -> Estimate:
         """Its mean, with its standard error."""
         return Estimate.of_samples(self.errors(denoiser))
+
+
+def noisy(
+    x: Float[Tensor, "b c h w"], sigma: float, generator: torch.Generator, device: torch.device
+) -> Float[Tensor, "b c h w"]:
+    """z ~ N(x, σ² I) on a device, with noise that is the same for every device."""
+    noise = torch.randn(x.shape, generator=generator)
+    return x.to(device) + sigma * noise.to(device)
 
 
 @torch.no_grad()
@@ -125,7 +133,6 @@ def write(run: Any, operators: tuple[Operator, Operator], card: dict[str, Any]) 
         card |= {"cuts": cuts, "cut_cost": cost}
         write_level(folder / f"{name}.safetensors", run.settings.sigma, *operators, cuts)
         write_text(folder, name, card, run.history)
-        run.saved.write(run)
     return card
 
 

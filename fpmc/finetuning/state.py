@@ -52,7 +52,9 @@ class Saved:
         return self.folder / f"{self.name}.state"
 
     def write(self, run: Any) -> None:
-        """Save a run, whole or not at all."""
+        """Save a run, whole or not at all; nothing if there is no folder."""
+        if self.folder is None:
+            return
         state = {name: getattr(run, name) for name in KEPT} | {
             "run": self.run,
             "theta": run.module.state_dict(),
