@@ -78,7 +78,7 @@ class HeldOut:
 def noisy(
     x: Float[Tensor, "b c h w"], sigma: float, generator: torch.Generator, device: torch.device
 ) -> Float[Tensor, "b c h w"]:
-    """z ~ N(x, σ² I) on a device, with noise that is the same for every device."""
+    """Noisy images z ~ N(x, σ² I) on a device, with noise that is the same for every device."""
     noise = torch.randn(x.shape, generator=generator)
     return x.to(device) + sigma * noise.to(device)
 
