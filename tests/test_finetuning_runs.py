@@ -292,3 +292,17 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(tmp_path):
     assert {-9, 143} <= set(codes)
     for name in ("sigma-0.6.safetensors", "sigma-0.6.csv"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", fpmc.finetuning.SHIPPED)
+def test_what_is_shipped_is_nearer_to_its_network(name):
+    data, network, _ = name.split("/")
+    images = fpmc.data.load(data)
+    source, answering = fpmc.Source(images.train), fpmc.networks.load(f"{data}/{network}")
+    maps = fpmc.sensitivity.load(f"{data}/{network}")
+    given, tuned = fpmc.methods.pspc_flex(source, maps, data), load(name, source)
+    for sigma in fpmc.diffusion.edm_sigmas(18)[[4, 10, 13]].tolist():
+        z = fpmc.diffusion.add_noise(fpmc.source.to_float(images.test), sigma, 0)
+        network_says = answering(z, sigma).detach()
+        before = fpmc.metrics.mse(given(z, sigma), network_says)
+        assert fpmc.metrics.mse(tuned(z, sigma), network_says) < 0.8 * before
