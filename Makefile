@@ -7,15 +7,11 @@ PORT ?= 8000
 DATA ?= digits
 DEVICE ?= cpu
 
-CODE := $(shell find fpmc results -name '*.py' -o -name '*.csv' -o -name '*.npz' -o -name '*.safetensors')
-export JUPYTER_PREFER_ENV_PATH := 1
-export PYDEVD_DISABLE_FILE_VALIDATION := 1
-
-.PHONY: help setup book test notebooks figure results lint clean serve
+.PHONY: help setup book test test-deep times notebooks figure results lint clean serve
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: .venv/installed ## install everything into .venv (the other targets do this when needed)
 
@@ -26,21 +22,21 @@ setup: .venv/installed ## install everything into .venv (the other targets do th
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Outputs are cached by the chapters' code; the package's code decides them too.
-_build/.code: $(CODE) requirements.lock
-	@mkdir -p _build
-	rm -rf _build/.jupyter_cache
-	@touch $@
-
 # (An interrupted build leaves a file where the next one wants the folder _static.)
-book: .venv/installed _build/.code ## execute every chapter and build the HTML
+book: .venv/installed ## execute every chapter and build the HTML
 	@test -d _build/html/_static || rm -f _build/html/_static
 	$(BIN)/jupyter-book build . --warningiserror --keep-going
 	$(BIN)/python tests/check_html.py _build/html
 	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
 
 test: .venv/installed ## run every check: unit and property tests, stored notebooks, consistency
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+test-deep: export HYPOTHESIS_PROFILE := deep
+test-deep: test ## the same with ten times the examples of each property
+
+times: .venv/installed ## print each chapter's time; fail if one takes over 40 seconds of a CPU
+	$(BIN)/python book/_ext/chapters.py
 
 notebooks: .venv/installed ## execute the chapters and store their text outputs for make test
 	$(BIN)/python tests/notebooks/regenerate.py

@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc import engine
-from fpmc.checks import EXTREME, as_images, as_noise_level, as_whole_number
-from fpmc.engine.streaming import backend as streaming
+from fpmc.checks import EXTREME, as_images, as_noise_level
+from fpmc.engine.memory import resolve
+from fpmc.engine.streaming import posterior
 from fpmc.levels import Constant, nearest_level
 from fpmc.modes import not_differentiable
 from fpmc.operators import LARGEST, Dense, Operator, as_pair
@@ -27,7 +28,7 @@ from fpmc.source import Source, as_source
 
 __all__ = ["FPMC", "Posterior"]
 
-FARTHEST = 1e130
+LARGEST_RATIO = 1e130
 """Noise levels that a noisy pixel may lie from 0: squares of more, with weights, overflow."""
 
 Operators = Operator | Mapping[float, Operator] | Callable[[float], Operator]
@@ -63,7 +64,7 @@ class FPMC:
         budget: int | None = None,
     ):
         self.source = as_source(source)
-        self.budget = None if budget is None else as_whole_number(budget, "budget", 1)
+        self.budget = resolve(budget)
         self.precision = "exact"
         self._queries = _by_level(queries, "queries")
         self._responses = _by_level(responses, "responses")
@@ -145,11 +146,11 @@ class FPMC:
                 "are those of backward() and torch.autograd.grad, sensitivity.maps has Jacobians"
             )
         z = as_images(z, "z", self.source.shape)
-        largest = FARTHEST * sigma
+        largest = LARGEST_RATIO * sigma
         if largest < EXTREME and (far := z.detach().abs().max().item()) > largest:
             raise ValueError(
                 f"z: got values up to {far:.3g} at sigma = {sigma:.3g}, wanted them up to "
-                f"{FARTHEST:g} times sigma: squares of larger ratios overflow"
+                f"{LARGEST_RATIO:g} times sigma: squares of larger ratios overflow"
             )
         return sigma, z, *self.operators(sigma)
 
@@ -168,11 +169,11 @@ class Posterior:
     @property
     def weights(self) -> Float[Tensor, "b k n"]:
         """w_kn = p(x_n | z; q_k, S), equation (9): shape (b, k, n), each row sums to 1."""
-        return self._constant(streaming.posterior_weights(*self._arguments))
+        return self._constant(posterior.posterior_weights(*self._arguments))
 
     def mean(self) -> Float[Tensor, "b k c h w"]:
         """The filtered posterior means D_{q_k,S}(z) of (7): shape (b, k, c, h, w)."""
-        return self._constant(streaming.posterior_means(*self._arguments))
+        return self._constant(posterior.posterior_means(*self._arguments))
 
     def effective_number(self) -> Float[Tensor, "b k"]:
         r"""How many source images each posterior spreads over, :math:`1/\sum_n w_{kn}^2`.
@@ -180,7 +181,7 @@ class Posterior:
         Shape (b, k), from 1 (one image has all the weight) to N (all have the same): the effective
         sample size of importance sampling (Kish, 1965).
         """
-        return self._constant(streaming.effective_number(*self._arguments))
+        return self._constant(posterior.effective_number(*self._arguments))
 
     def _constant(self, value: Tensor) -> Tensor:
         z, _, queries, *_ = self._arguments

@@ -5,16 +5,19 @@ linear in z. In the eigenvectors of :math:`\Sigma = U \Lambda U^\top` every dire
 of its own: for the denoiser a factor, for the probability-flow ODE a solution.
 """
 
+import math
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_images, as_noise_level, kind
-from fpmc.modes import lasting
-from fpmc.moments import moments
+from fpmc.engine.memory import CACHE_FRIENDLY, FLOAT64, resolve, too_small
+from fpmc.modes import lasting, without_autograd
 from fpmc.source import Source, as_source
 
-__all__ = ["Gaussian"]
+__all__ = ["Gaussian", "moments"]
 
 
 class Gaussian:
@@ -164,3 +167,52 @@ class Gaussian:
         u, factors, mean = (a.to(z.device) for a in (self.eigenvectors, factors, self.mean))
         centred = (z.double() - mean).flatten(1)
         return (mean + (centred @ u * factors @ u.T).view(z.shape)).to(z.dtype)
+
+
+@without_autograd
+def moments(
+    source: Source, budget: int | None = None
+) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    r"""The first two moments of S, over the D = c·h·w dimensions of its images.
+
+    .. math:: \mu = \sum_n s_n x_n, \qquad \Sigma = \sum_n s_n (x_n - \mu)(x_n - \mu)^\top
+
+    Two passes over the source, in float64: the second one subtracts the mean before it multiplies.
+
+    Args:
+        source: S, with weights s_n that sum to 1.
+        budget: Bytes of working memory, result included; 1 GiB if left out.
+
+    Returns:
+        μ, shape (d,), and Σ, shape (d, d), float64, where the source lies.
+
+    Raises:
+        TypeError: If the budget is not a whole number.
+        ValueError: If it is too small for Σ and one image.
+    """
+    budget = resolve(budget)
+    d = math.prod(source.shape)
+    once, per_x = d * (d + 2) * FLOAT64, (4 * d + 2) * FLOAT64
+    if budget < once + per_x:
+        what = f"the covariance of images of shape {source.shape}"
+        raise too_small(budget, once + per_x, what)
+    n = max(1, min(budget - once, CACHE_FRIENDLY) // per_x)
+
+    mean = sum(s @ x for s, x in _chunks(source, n))
+    covariance = mean.new_zeros(d, d)
+    for s, x in _chunks(source, n):
+        centred = x - mean
+        covariance.addmm_(centred.T * s, centred)
+    return mean, covariance
+
+
+def _chunks(source: Source, n: int) -> Iterator[tuple[Float[Tensor, " m"], Float[Tensor, "m d"]]]:
+    """Weights and images, n at a time."""
+    for start in range(0, len(source), n):
+        index = slice(start, min(start + n, len(source)))
+        x = source.read(index, torch.float64).flatten(1)
+        if source.log_weights is None:
+            s = x.new_full((len(x),), 1 / len(source))
+        else:
+            s = source.log_weights[index].to(x).exp()
+        yield s, x

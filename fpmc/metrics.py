@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fpmc.checks import as_images
-from fpmc.engine.streaming import backend as streaming
+from fpmc.engine.streaming import posterior
 from fpmc.operators import Ones, Operator
 from fpmc.source import Source, as_source
 
@@ -118,7 +118,7 @@ def nearest(
     size = patches.apply(torch.ones(patches.shape, dtype=torch.float64))
     if (size <= 0).any():
         raise ValueError("patches: got an empty one, wanted a positive sum in every row")
-    squared, position = streaming.nearest(images, patches, source, budget)
+    squared, position = posterior.nearest(images, patches, source, budget)
     channels = source.shape[0] if len(patches.shape) == 2 else 1
     return (squared / (size * channels).to(squared)).sqrt(), position
 

@@ -13,9 +13,8 @@ pixel, shared by its channels; (c, h, w) one value per dimension.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from copy import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,17 +22,11 @@ from torch import Tensor
 
 from fpmc.checks import FLOATS, as_whole_number, kind
 
-__all__ = ["Box", "Dense", "Identity", "Ones", "Operator", "Windowed", "as_pair"]
+__all__ = ["Box", "Dense", "Identity", "Ones", "Operator", "as_pair"]
 
 LARGEST = 1e30
 """Of an entry, and of the sum of a pixel's response weights, which may not be below its inverse:
 what float32 holds with room for products."""
-
-GROUP = 64
-"""Neighbouring estimators that share a window: as many as a matrix product needs to run fast."""
-
-WORTH_WHILE = 0.8
-"""Share of a matrix up to which products on windows take less time than one of all of it."""
 
 
 class Operator(ABC):
@@ -246,13 +239,9 @@ class Dense(Operator):
     def dense(self, dtype: torch.dtype = torch.float64) -> Float[Tensor, "k ..."]:
         return self.matrix.to(dtype)
 
-    def to(self, like: Tensor) -> "Dense | Windowed":
-        matrix = self.matrix.detach()
-        windows = _windows(matrix.reshape(self.k, -1, math.prod(self.shape[-2:])))
-        if sum(w.size for w in windows) < WORTH_WHILE * matrix.numel():
-            return Windowed(self.shape, matrix.reshape(self.k, -1).to(like), windows)
+    def to(self, like: Tensor) -> "Dense":
         ready = copy(self)
-        ready.matrix = matrix.to(like)
+        ready.matrix = self.matrix.detach().to(like)
         return ready
 
     def coverage(self) -> Float[Tensor, "..."]:
@@ -260,58 +249,6 @@ class Dense(Operator):
 
     def _rows(self, like: Tensor) -> Float[Tensor, "k p"]:
         return self.matrix.reshape(self.k, -1).to(like)
-
-
-class Window(NamedTuple):
-    """Neighbouring estimators, and the pixels from the first to the last that any of them sees."""
-
-    rows: slice
-    columns: slice
-
-    @property
-    def size(self) -> int:
-        """Entries of the matrix inside."""
-        return (self.rows.stop - self.rows.start) * (self.columns.stop - self.columns.start)
-
-
-class Windowed(Operator):
-    """A matrix that vanishes outside windows: what :meth:`Dense.to` makes of one, to multiply with.
-
-    Args:
-        shape: (h, w) or (c, h, w).
-        matrix: Row k is the k-th q or r vector, shape (k, p), p the product of the shape.
-        windows: Where it does not vanish; they do not overlap.
-    """
-
-    def __init__(
-        self, shape: tuple[int, ...], matrix: Float[Tensor, "k p"], windows: Sequence[Window]
-    ):
-        self.shape, self.k = tuple(shape), len(matrix)
-        self.blocks = [(window, matrix[window].contiguous()) for window in windows]
-
-    @property
-    def size(self) -> int:
-        """Entries inside the windows."""
-        return sum(window.size for window, _ in self.blocks)
-
-    def to(self, like: Tensor) -> "Windowed":
-        ready = copy(self)
-        ready.blocks = [(window, block.to(like)) for window, block in self.blocks]
-        return ready
-
-    def _apply(self, a: Tensor) -> Tensor:
-        flat = a.reshape(math.prod(self.shape), -1)
-        result = flat.new_zeros(self.k, flat.shape[1])
-        for (rows, columns), block in self.blocks:
-            result[rows].addmm_(block.to(flat), flat[columns])
-        return result.view(self.k, *a.shape[len(self.shape) :])
-
-    def _transpose(self, b: Tensor) -> Tensor:
-        flat = b.reshape(self.k, -1)
-        result = flat.new_zeros(math.prod(self.shape), flat.shape[1])
-        for (rows, columns), block in self.blocks:
-            result[columns].addmm_(block.T.to(flat), flat[rows])
-        return result.view(*self.shape, *b.shape[1:])
 
 
 def as_pair(queries: Any, responses: Any, shape: tuple[int, int, int]) -> tuple[Operator, Operator]:
@@ -334,23 +271,6 @@ def as_pair(queries: Any, responses: Any, shape: tuple[int, int, int]) -> tuple[
             f"responses: got {responses.k} estimators, wanted {queries.k}, as many as queries"
         )
     return queries, responses
-
-
-def _windows(matrix: Float[Tensor, "k c p"]) -> list[Window]:
-    """The windows of groups of neighbouring rows, one for each channel in which they see pixels."""
-    k, channels, pixels = matrix.shape
-    groups = -(-k // GROUP)
-    seen = torch.zeros(groups * GROUP, channels, pixels, dtype=torch.bool)
-    seen[:k] = matrix.ne(0).cpu()
-    seen = seen.view(groups, GROUP, channels, pixels).any(1)
-    first = seen.byte().argmax(-1)
-    last = pixels - seen.flip(-1).byte().argmax(-1)
-    windows = []
-    for group, channel in seen.any(-1).nonzero().tolist():
-        start = channel * pixels
-        columns = slice(start + int(first[group, channel]), start + int(last[group, channel]))
-        windows.append(Window(slice(group * GROUP, min(k, (group + 1) * GROUP)), columns))
-    return windows
 
 
 def _as_shape(shape: Any) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """The source measure S of (9): the images that a filtered posterior ranges over, with weights."""
 
 import warnings
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,49 @@ class Source:
     def __getitem__(self, index: Any) -> Float[Tensor, "m c h w"]:
         """The images at an index (slice, list or tensor of positions), float32 in [-1, 1]."""
         return self.read(index)
+
+    def without(self, index: Any) -> "Source":
+        """The same source but for some images, which get no weight; nothing is copied.
+
+        Positions and ``len`` stay: an image that is left out has a log-weight of −∞, and answers
+        are those of a source that was made without it.
+
+        Args:
+            index: Positions of images, a list or a tensor of whole numbers.
+
+        Raises:
+            TypeError: If they are no whole numbers.
+            ValueError: If one is out of range, or no image would be left.
+        """
+        index = torch.as_tensor(index).flatten()
+        if index.numel() == 0:
+            return self
+        if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+            raise TypeError(f"index: got {index.dtype}, wanted positions of images")
+        first, last = (value.item() for value in index.aminmax())
+        if first < 0 or last >= len(self):
+            raise ValueError(f"index: got positions {first} to {last}, wanted 0 to {len(self) - 1}")
+        kept = torch.zeros(len(self), dtype=torch.float64)
+        if self.log_weights is not None:
+            kept = self.log_weights.cpu().clone()
+        kept[index.cpu()] = -torch.inf
+        if kept.max() == -torch.inf:
+            raise ValueError("index: got every image that is left, wanted some to stay")
+        return self._with_log_weights(kept - kept.logsumexp(0))
+
+    def unweighted(self) -> "Source":
+        """The same images, all with the same weight but those left out."""
+        if self.log_weights is None:
+            return self
+        left_out = self.log_weights == -torch.inf
+        if not left_out.any():
+            return self._with_log_weights(None)
+        return self._with_log_weights(torch.where(left_out, self.log_weights, 0.0))
+
+    def _with_log_weights(self, log_weights: Tensor | None) -> "Source":
+        other = copy(self)
+        other.log_weights = log_weights
+        return other
 
     def read(
         self, index: Any, dtype: torch.dtype = torch.float32, device: torch.device | None = None

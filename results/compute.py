@@ -118,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
         "--benchmark",
         action="append",
         help="a script of benchmarks/ with its arguments, in which {data}, {label}, {device}, {n} "
-        "and {budget} are filled in (default: paths.py, on cuda cuda.py as well)",
+        "and {budget} are filled in (default: paths.py, on cuda kernels.py as well)",
     )
     return parser
 

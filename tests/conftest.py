@@ -1,26 +1,66 @@
 """What the tests share."""
 
 import os
+from contextlib import contextmanager, nullcontext
+
+import chapters
+
+# Workers side by side get one thread each; set before numba and torch are imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.update(chapters.ENVIRONMENT)
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import is_hypothesis_test, settings
 from jaxtyping import config as jaxtyping_config
 
 # Triton's kernels run on a CPU then, one instruction at a time; set before any is compiled.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-settings.register_profile("fpmc", deadline=None, derandomize=True, max_examples=25)
+for profile, examples in {"fpmc": 10, "deep": 100}.items():
+    settings.register_profile(profile, deadline=None, derandomize=True, max_examples=examples)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fpmc"))
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Take as many workers for ``-n auto`` as for the book."""
+    return chapters.WORKERS
+
+
+def pytest_collection_modifyitems(items):
+    """Start what takes long first, so that no worker ends alone with it."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_sessionstart(session):
+    """Make the cache's database before workers that would make it at the same time."""
+    if session.config.getoption("numprocesses"):
+        chapters.get_cache(chapters.CACHE).db.dispose()
+
+
+@contextmanager
+def unchecked():
+    """Switch the tests' shape checks off."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping_config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture
 def as_users_do():
-    """Switch the tests' shape checks off, so that a wrong call meets the package's own errors."""
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", False)
+    """No shape checks, so that a wrong call meets the package's own errors."""
+    with unchecked():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def examples_cost_little(request):
+    """No shape checks while Hypothesis tries its examples; all other tests have them."""
+    with unchecked() if is_hypothesis_test(request.function) else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Random collections, comparison with the reference, and a meter of working memory."""
 
+import contextlib
+
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,6 +65,17 @@ def collections(shape, seed):
         "dense, per dimension": (Dense(matrix(c * h * w, shape, seed)), Identity(shape)),
         "mixed": (Dense(matrix(h * w, shape, seed)), Identity(pixels)),
     }
+
+
+@contextlib.contextmanager
+def threads(n):
+    """So many of torch's threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class PeakMemory(TorchDispatchMode):

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import chapters
 import jupytext
 import nbformat
 import pytest
@@ -16,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import fpmc
-from tests.notebooks.regenerate import chapters, stored
+from tests.notebooks.regenerate import stored
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -110,7 +111,7 @@ class TestEnvironments:
         assert f"## {fpmc.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("chapter", chapters(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("chapter", chapters.chapters(), ids=lambda path: path.stem)
 class TestChapters:
     """The book's notebooks."""
 
@@ -141,6 +142,11 @@ class TestChapters:
         cells = jupytext.read(chapter).cells
         tags = {tag for cell in cells for tag in cell.metadata.get("tags", [])}
         assert "nbval-check-output" in tags or chapter.stem == "intro"
+
+    def test_what_is_checked_is_not_empty(self, chapter):
+        for cell in nbformat.read(stored(chapter), 4).cells:
+            if "nbval-check-output" in cell.metadata.get("tags", []):
+                assert cell.outputs, cell.source
 
     def test_chapters_use_public_names(self, chapter):
         for cell in jupytext.read(chapter).cells:

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fpmc.operators import Box, Dense, Identity, Ones, Windowed
+from fpmc.engine.sparsity import Windowed, ready
+from fpmc.operators import Box, Dense, Identity, Ones
 from tests.helpers import images, matrix
 
 SIDES = st.integers(1, 9)
@@ -116,23 +117,23 @@ class TestWindows:
             local = torch.einsum("khw,cd->ckdhw", local, torch.eye(channels)).flatten(0, 1)
         generator = torch.Generator().manual_seed(seed)
         op = Dense(local * torch.rand(local.shape, generator=generator, dtype=local.dtype))
-        ready = op.to(torch.empty(0, dtype=torch.float64))
+        acting = ready(op, torch.empty(0, dtype=torch.float64))
         a = torch.rand(*op.shape, 2, 3, generator=generator, dtype=torch.float64)
         b = torch.rand(op.k, 2, 3, generator=generator, dtype=torch.float64)
-        torch.testing.assert_close(ready.apply(a), op.apply(a))
-        torch.testing.assert_close(ready.transpose(b), op.transpose(b))
+        torch.testing.assert_close(acting.apply(a), op.apply(a))
+        torch.testing.assert_close(acting.transpose(b), op.transpose(b))
 
     def test_windows_are_small_where_masks_are(self):
         like = torch.empty(0)
-        local = Dense(Box((16, 16), 3, "clip").dense()).to(like)
+        local = ready(Dense(Box((16, 16), 3, "clip").dense()), like)
         assert isinstance(local, Windowed)
         assert local.size <= 64 * (4 + 2) * 16 * 4  # four groups of four rows, and their margins
-        assert isinstance(Dense(Box((16, 16), 15, "clip").dense()).to(like), Dense)
+        assert isinstance(ready(Dense(Box((16, 16), 15, "clip").dense()), like), Dense)
         assert local.to(torch.empty(0, dtype=torch.float64)).size == local.size
 
     def test_rows_of_zeros_have_no_window(self):
         matrix = torch.zeros(130, 8, 16)
         matrix[129, 7, 15] = 2.0
-        ready = Dense(matrix).to(matrix)
-        assert ready.size == 2
-        assert ready.apply(torch.ones(8, 16, 1)).flatten().tolist() == [0.0] * 129 + [2.0]
+        acting = ready(Dense(matrix), matrix)
+        assert acting.size == 2
+        assert acting.apply(torch.ones(8, 16, 1)).flatten().tolist() == [0.0] * 129 + [2.0]

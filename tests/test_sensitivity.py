@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fpmc import Source, methods, networks, sensitivity, storage
@@ -171,7 +171,6 @@ class TestFiles:
         for sigma, value in maps.items():
             torch.testing.assert_close(back[sigma], value, rtol=1e-3, atol=1e-6)
 
-    @settings(max_examples=20)
     @given(st.integers(0, 2**31), st.floats(0.05, 1), st.sampled_from([np.float16, np.float32]))
     def test_sets_of_pixels_up_to_the_share_that_is_kept_are_the_same(self, seed, keep, dtype):
         """The tail beyond the share is spread out; no smaller set of pixels sees a difference."""

@@ -469,6 +469,7 @@ class TestOutcome:
             training.main([*words[:-1], str(tmp_path / "file"), "--options", tiny])
 
 
+@pytest.mark.slow
 def test_processes_share_the_batch_and_agree_with_one(toy, tmp_path):
     """Two processes on the CPU, each with half of every batch, take the steps of one."""
     script = tmp_path / "script.py"
@@ -505,6 +506,7 @@ def test_products_are_tf32_only_where_wanted_and_only_meanwhile():
     assert torch.get_float32_matmul_precision() == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a compiler")
 def test_compiled_steps_are_the_same_steps(tmp_path):
     """In a process of its own: the tests' shape checks cannot be compiled."""

@@ -5,8 +5,7 @@ import torch
 
 import fpmc
 from fpmc import Source, diffusion
-from fpmc.gaussian import Gaussian
-from fpmc.moments import moments
+from fpmc.gaussian import Gaussian, moments
 from fpmc.source import to_float
 from tests.helpers import PeakMemory, images, relative
 

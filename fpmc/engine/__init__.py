@@ -3,6 +3,8 @@
 :func:`plan` says which way an answer will be computed, and what that takes.
 """
 
-from fpmc.engine.plan import Peaks, Plan, as_precision, denoise, measure_peaks, plan
+from fpmc.engine.plan import Plan, denoise, plan
+from fpmc.engine.precision import as_precision
+from fpmc.engine.roofline import Peaks, measure_peaks
 
 __all__ = ["Peaks", "Plan", "as_precision", "denoise", "measure_peaks", "plan"]

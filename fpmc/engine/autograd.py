@@ -1,6 +1,7 @@
 """An answer as a node of PyTorch's graph: whatever computes it, gradients come by recomputation."""
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -9,17 +10,16 @@ from torch import Tensor
 from fpmc.modes import without_autograd
 from fpmc.operators import Dense, Operator
 
-__all__ = ["Path", "differentiable"]
+__all__ = ["Backend", "differentiable"]
 
 
-class Path(ABC):
-    """A way to compute an answer, and back."""
+@runtime_checkable
+class Backend(Protocol):
+    """A way to compute a :class:`fpmc.engine.problem.Problem`'s answer, and to go back."""
 
-    @abstractmethod
     def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """x̂ of (10), with z's shape, type and device."""
 
-    @abstractmethod
     def vjp(
         self,
         z: Float[Tensor, "b c h w"],
@@ -28,7 +28,9 @@ class Path(ABC):
         to_q: Tensor | None = None,
         to_r: Tensor | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """The gradient with respect to z; those of the matrices of Q and R are added to the others.
+        """The vector-Jacobian product: the gradient with respect to z.
+
+        Those with respect to the matrices of Q and R are added to to_q and to_r.
 
         Args:
             z: What was asked.
@@ -40,36 +42,41 @@ class Path(ABC):
 
 
 def differentiable(
-    z: Float[Tensor, "b c h w"], queries: Operator, responses: Operator, path: Path
+    z: Float[Tensor, "b c h w"],
+    queries: Operator,
+    responses: Operator,
+    answer: Callable[[Tensor], Tensor],
+    vjp: Callable[..., Tensor],
 ) -> Float[Tensor, "b c h w"]:
-    """The path's answer, differentiable in z and in the matrices of dense Q and R.
+    """The answer, differentiable in z and in the matrices of dense Q and R.
 
     Args:
         z: Noisy images, shape (b, c, h, w).
         queries: Q.
         responses: R.
-        path: What computes the answer from z, and the gradients from it.
+        answer: A backend's :meth:`Backend.answer`.
+        vjp: A backend's :meth:`Backend.vjp`, the same's or another's.
 
     Returns:
         x̂ with z's shape, type and device. Differentiable once, by reverse mode, not by torch.func.
     """
     matrices = (op.matrix if isinstance(op, Dense) else None for op in (queries, responses))
-    return _Collection.apply(z, *matrices, path)
+    return _Collection.apply(z, *matrices, answer, vjp)
 
 
 class _Collection(torch.autograd.Function):
     @staticmethod
     @without_autograd
-    def forward(ctx, z, q_matrix, r_matrix, path):
-        x_hat = path.answer(z)
+    def forward(ctx, z, q_matrix, r_matrix, answer, vjp):
+        x_hat = answer(z)
         ctx.save_for_backward(z, x_hat, q_matrix, r_matrix)
-        ctx.path = path
+        ctx.vjp = vjp
         return x_hat
 
     @staticmethod
     def backward(ctx, gradient):
         wanted = ctx.needs_input_grad[:3]
-        return *_Gradients.apply(*ctx.saved_tensors, gradient, ctx.path, wanted), None
+        return *_Gradients.apply(*ctx.saved_tensors, gradient, ctx.vjp, wanted), None, None
 
 
 class _Gradients(torch.autograd.Function):
@@ -80,13 +87,13 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     @without_autograd
-    def forward(ctx, z, x_hat, q_matrix, r_matrix, gradient, path, wanted):
+    def forward(ctx, z, x_hat, q_matrix, r_matrix, gradient, vjp, wanted):
         matrices = q_matrix, r_matrix
         sums = [
             torch.zeros_like(matrix, dtype=torch.float64) if want else None
             for matrix, want in zip(matrices, wanted[1:], strict=True)
         ]
-        to_z = path.vjp(z.detach(), x_hat.detach(), gradient.detach(), *sums)
+        to_z = vjp(z.detach(), x_hat.detach(), gradient.detach(), *sums)
         to_q, to_r = (
             None if total is None else total.to(matrix)
             for total, matrix in zip(sums, matrices, strict=True)

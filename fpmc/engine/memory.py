@@ -1,124 +1,31 @@
-"""How much of the batch and of the source to hold at once, so that a sum stays under its budget."""
+"""The budget of working memory of a call, in bytes, and the sizes that it is counted in."""
 
-import math
-from dataclasses import dataclass
-
-import torch
+from typing import Any
 
 from fpmc.checks import as_whole_number
-from fpmc.operators import Dense, Ones, Operator
 
-__all__ = ["CUTOFF", "DEFAULT_BUDGET", "Tile", "tile", "tolerance"]
+__all__ = ["CACHE_FRIENDLY", "DEFAULT_BUDGET", "FLOAT32", "FLOAT64", "resolve", "too_small"]
 
 DEFAULT_BUDGET = 2**30
-"""Working memory of one call, in bytes, unless the caller says otherwise: 1 GiB."""
+"""Working memory of one call unless the caller says otherwise: 1 GiB."""
 
 FLOAT32, FLOAT64 = 4, 8
+"""Bytes of a number."""
+
 CACHE_FRIENDLY = 2**25
-FEWEST_IMAGES = 8
-SHARE_KEPT = 0.5
-"""Of the budget, what kept log-weights may take."""
-
-FEWEST_PAIRS = 128
-"""Pairs of images at a time below which products run too slowly for keeping to pay."""
-
-CUTOFF = 80.0
-"""Weights below e⁻⁸⁰, 1.8e-35, of their estimator's largest are left out."""
+"""Bytes of arrays that a CPU goes through again and again, so that they stay in its cache."""
 
 
-def tolerance(sigma: float) -> float:
-    """How far a float32 answer may be from the exact one, relative to it (L2).
-
-    Below σ = 0.02 log-weights reach 1e6, and the noisy image's own rounding shows.
-    """
-    return 1e-5 if sigma >= 0.02 else 1e-3
-
-
-@dataclass(frozen=True)
-class Tile:
-    """b noisy images against n source images at a time.
-
-    Attributes:
-        b: Noisy images.
-        n: Source images.
-        kept: Whether what is found of b noisy images and the whole source is kept until the second
-            pass over it.
-    """
-
-    b: int
-    n: int
-    kept: bool = False
-
-
-def tile(
-    batch: int,
-    source_size: int,
-    shape: tuple[int, int, int],
-    operators: tuple[Operator, ...],
-    budget: int | None = None,
-    device: torch.device | None = None,
-    *,
-    whole_images: bool = False,
-    held: int = 0,
-    keep: int = 0,
-) -> Tile:
-    """Choose how many noisy images and source images a sum takes at a time.
-
-    Counts what the streaming engine allocates in float64: per noisy image (accumulators), per
-    source image (a converted copy), per pair of the two (differences, log-weights, window sums)
-    and once (the operators' own matrices and their gradients). On a CPU the pairs are kept within
-    64 MiB, so that their arrays stay in cache: the answer does not depend on it, only the time.
-
-    Args:
-        batch: Number of noisy images.
-        source_size: Number of source images N.
-        shape: (c, h, w).
-        operators: Q, and R if the sum answers in pixels.
-        budget: Bytes of working memory; :data:`DEFAULT_BUDGET` if left out.
-        device: Where the sum runs.
-        whole_images: Whether the sum makes one image per estimator.
-        held: Bytes of the budget that the caller's own arrays take.
-        keep: Bytes per estimator and pair of images that would save a product with a dense Q if
-            they were kept; 0 if nothing would.
+def resolve(budget: Any) -> int:
+    """Return the bytes that a call may take; :data:`DEFAULT_BUDGET` for None.
 
     Raises:
         TypeError: If the budget is not a whole number.
-        ValueError: If one noisy image against one source image does not fit.
+        ValueError: If it is below 1.
     """
-    budget = DEFAULT_BUDGET if budget is None else as_whole_number(budget, "budget", 1)
-    dimensions, k = math.prod(shape), operators[0].k
-    matrices = [op.matrix.numel() for op in operators if isinstance(op, Dense)]
-    once = held + 2 * sum(matrices) * FLOAT64
-    per_z = (6 * dimensions + 6 * k + whole_images * 3 * k * dimensions) * FLOAT64
-    per_x = 5 * dimensions * FLOAT64
-    per_pair = 4 * k * FLOAT64 + sum(_pair_bytes(op) for op in operators)
-
-    room = budget - once
-    least = per_z + per_x + per_pair
-    if room < least:
-        raise ValueError(
-            f"budget: got {budget:,} bytes, wanted at least {once + least:,} for images of shape "
-            f"{shape} and {k} estimators"
-        )
-    all_kept = (keep + FLOAT64 // FEWEST_IMAGES) * k * source_size  # and each tile's peak
-    kept = keep > 0 and all_kept <= SHARE_KEPT * room and all_kept + least <= room
-    if kept:
-        batch = min(batch, int(SHARE_KEPT * room) // all_kept)
-        batch = min(batch, (room - per_x - per_pair) // (per_z + all_kept))
-        per_z += all_kept
-    fewest = min(FEWEST_IMAGES, source_size, (room - per_z) // (per_x + per_pair))
-    b = min(batch, (room - fewest * per_x) // (per_z + fewest * per_pair))
-    room -= b * per_z
-    if device is None or device.type == "cpu":
-        room = min(room, 2 * CACHE_FRIENDLY)  # few steps reach the peak that is counted
-        b = max(1, min(b, room // (fewest * per_pair)))
-    n = max(1, min(source_size, room // (per_x + b * per_pair)))
-    too_few = b * n < min(FEWEST_PAIRS, batch * source_size)
-    if kept and (too_few or n < min(FEWEST_IMAGES, source_size)):
-        return tile(batch, source_size, shape, operators, budget, device, held=held)
-    return Tile(b, n, kept)
+    return DEFAULT_BUDGET if budget is None else as_whole_number(budget, "budget", 1)
 
 
-def _pair_bytes(op: Operator) -> int:
-    """Bytes for one noisy and one source image: what differencing, Q and R hold at their peak."""
-    return 0 if isinstance(op, Ones) else 6 * math.prod(op.shape) * FLOAT64
+def too_small(budget: int, least: int, what: str) -> ValueError:
+    """The error that says what a budget would have to be for something."""
+    return ValueError(f"budget: got {budget:,} bytes, wanted at least {least:,} for {what}")

@@ -1,4 +1,4 @@
-r"""Which way an answer is computed: chosen from the operators' structure, the sizes and the budget.
+r"""Which backend answers, and which one goes back: the one place that chooses.
 
 ====================  ==================================  ==========================================
 path                  for                                 cost
@@ -15,10 +15,7 @@ float64's for the whole image. The last is PyTorch, and also goes back for the t
 """
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -26,42 +23,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_device, as_whole_number
-from fpmc.engine import cuda, memory
-from fpmc.engine.autograd import differentiable
-from fpmc.engine.cpu import squares, whole_image
-from fpmc.engine.cpu.compiled import LANES, MISSING
-from fpmc.engine.cpu.threads import Share, share
-from fpmc.engine.cuda import Fused, Sizes
-from fpmc.engine.streaming.backend import Streaming
-from fpmc.operators import Box, Dense, Ones, Operator, Windowed, as_pair
+from fpmc.engine import roofline
+from fpmc.engine.autograd import Backend, differentiable
+from fpmc.engine.cuda import Cuda, TooLittleSharedMemoryError
+from fpmc.engine.precision import as_precision, float32_holds
+from fpmc.engine.problem import Problem
+from fpmc.engine.roofline import Cost, Peaks, measure_peaks
+from fpmc.engine.sparsity import Windowed
+from fpmc.engine.streaming import Streaming
+from fpmc.engine.streaming.arithmetic import dtypes
+from fpmc.operators import Box, Dense, Ones, Operator, as_pair
 from fpmc.source import Source, as_source
 
-__all__ = ["Peaks", "Plan", "as_precision", "denoise", "measure_peaks", "plan"]
-
-PRECISIONS = ("exact", "float32", "tf32", "bf16")
+__all__ = ["Plan", "backend", "denoise", "plan"]
 
 FEW = 48
 """Noisy images up to which reading the source as it is stored beats matrix products."""
-
-FARTHEST = 1e15
-"""Noise levels, their inverses and weighted distances whose squares float32 surely holds."""
-
-EXP = 15
-"""Operations that an exponential counts for."""
-
-
-class Peaks(NamedTuple):
-    """What a device can do.
-
-    Attributes:
-        flops: Operations a second, of a float64 matrix product.
-        flops32: The same, of a float32 one.
-        bytes: Bytes a second, of a copy, read and written.
-    """
-
-    flops: float
-    flops32: float
-    bytes: float
 
 
 @dataclass(frozen=True)
@@ -69,20 +46,22 @@ class Plan:
     """How a call will be computed; ``print`` it.
 
     Attributes:
-        path: "squares", "whole image", "cuda" or "streaming".
-        reason: Why this one.
+        path: The backend that answers: "squares", "whole image", "cuda" or "streaming".
+        back: The backend that computes gradients.
+        reason: Why this path.
         b: Noisy images at a time.
         n: Source images at a time.
         threads: Threads.
         memory: Working memory in bytes, at most; for streaming, the budget.
-        flops: Floating-point operations of the whole call in float64, of dense matrices all, though
-            a CUDA device leaves tiles of zeros out.
+        flops: Floating-point operations of the answer in float64, of dense matrices all, though a
+            CUDA device leaves tiles of zeros out.
         flops32: The same in float32.
         bytes: Bytes of the source and its copies that pass through main memory.
         device: Where.
     """
 
     path: str
+    back: str
     reason: str
     b: int
     n: int
@@ -124,22 +103,24 @@ def plan(
     source: Source,
     batch: int,
     *,
+    sigma: float | None = None,
+    largest: float | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     budget: int | None = None,
     precision: str = "exact",
 ) -> Plan:
-    """Choose how to compute an answer. Nothing is computed, and nothing depends on pixels' values.
-
-    (Noisy images with pixels so far out that running sums would lose digits are an exception: they
-    are streamed, see :func:`fpmc.engine.cpu.squares.safe`. What float32's range does not hold is
-    another: it is computed exactly, whatever the precision.)
+    """Choose how to compute an answer. Nothing is computed.
 
     Args:
         queries: Q.
         responses: R, with as many estimators.
         source: S.
         batch: Number of noisy images.
+        sigma: Their noise level, if it is known.
+        largest: The largest absolute value of their pixels, if it is known. With both, pixels so
+            far out that running sums would lose digits are told (they are streamed); without, they
+            are taken for noisy images of their level.
         dtype: Their type; float64 asks for more digits than the compiled squares give.
         device: Where they are.
         budget: Bytes of working memory, inputs and result not counted; 1 GiB if left out.
@@ -151,34 +132,10 @@ def plan(
             images or each other, or there is no such precision or device.
     """
     batch, device, source = as_whole_number(batch, "batch", 1), as_device(device), as_source(source)
-    queries, responses = map(_simplest, as_pair(queries, responses, source.shape))
-    budget = None if budget is None else as_whole_number(budget, "budget", 1)
-    fast = as_precision(precision) != "exact"
-    on_cpu, plain = device.type == "cpu", "no structure but matrices"
-    reason = MISSING if on_cpu and MISSING and not isinstance(queries, Dense) else plain
-    if whole_image.fits(queries, responses, source, device):
-        reason = f"the whole image, and more than {FEW} noisy images: matrix products"
-        if batch <= FEW:
-            size = share(whole_image.need(source), batch, 1, len(source), budget)
-            if size is not None:
-                return _whole(source, batch, size)
-            reason = "the whole image, but the budget is too small for the compiled path"
-    elif squares.fits(queries, responses, source, device):
-        reason = "squares, but float64 is wanted"
-        if dtype != torch.float64:
-            need = squares.need(queries, responses, source)
-            size = share(need, batch, LANES, len(source), budget)
-            if size is not None:
-                return _squares(queries, responses, source, batch, size)
-            reason = "squares, but the budget is too small for the compiled path"
-    elif _fusible(precision, dtype) and cuda.fits(queries, responses, source, device):
-        arguments = (queries, responses, source, batch)
-        size = cuda.plan_sizes(*arguments, device, budget, precision)
-        if size is not None:
-            return _cuda(*arguments, device, size, double=not fast)
-        reason = "the budget is too small for the CUDA kernels"
-    streaming = Streaming(1.0, queries, responses, source, budget, fast=fast)
-    return _streaming(streaming, batch, torch.empty(0, dtype=dtype, device=device), reason)
+    pair = as_pair(queries, responses, source.shape)
+    problem = _problem(*pair, source, sigma or 1.0, budget, as_precision(precision))
+    largest = None if sigma is None else largest
+    return _choose(problem, batch, torch.empty(0, dtype=dtype, device=device), largest)
 
 
 def denoise(
@@ -211,189 +168,143 @@ def denoise(
     Raises:
         ValueError: If the budget is too small for a single pair of images.
     """
-    queries, responses = _simplest(queries), _simplest(responses)
-    if precision != "exact" and not _within_float32(z, sigma, queries):
+    if precision != "exact" and not float32_holds(z, sigma, queries):
         precision = "exact"
-    where = {"dtype": z.dtype, "device": z.device, "budget": budget, "precision": precision}
-    chosen = plan(queries, responses, source, len(z), **where)
-    path = Streaming(sigma, queries, responses, source, budget, fast=precision != "exact")
-    if chosen.path == "cuda":
-        path = Fused(sigma, queries, responses, source, budget, precision=precision)
-    elif chosen.path == "whole image":
-        path = whole_image.WholeImage(sigma, queries, responses, source, budget)
-    elif chosen.path == "squares" and squares.safe(z, sigma, queries.p):
-        path = squares.Squares(sigma, queries, responses, source, budget)
-    return differentiable(z, queries, responses, path)
+    problem = _problem(queries, responses, source, sigma, budget, precision)
+    largest = z.detach().abs().max().item() if isinstance(problem.queries, Box) else None
+    try:
+        return _run(problem, z, _choose(problem, len(z), z, largest))
+    except TooLittleSharedMemoryError:  # which the next choice knows of
+        return _run(problem, z, _choose(problem, len(z), z, largest))
 
 
-def as_precision(precision: str) -> str:
-    """Return the name of a precision.
+def backend(path: str, problem: Problem) -> Backend | Cuda:
+    """The backend of this name. The compiled ones are not imported before they are needed."""
+    if path in ("squares", "whole image"):
+        from fpmc.engine.cpu import squares, whole_image
 
-    Raises:
-        ValueError: If there is none of that name.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: got {precision!r}, wanted one of {', '.join(PRECISIONS)}")
-    return precision
+        return (squares.Squares if path == "squares" else whole_image.WholeImage)(problem)
+    return {"cuda": Cuda, "streaming": Streaming}[path](problem)
 
 
-@lru_cache(maxsize=4)
-def measure_peaks(device: str | torch.device = "cpu") -> Peaks:
-    """Time matrix products and a copy, the best of three each, with the threads there are.
+def _run(problem: Problem, z: Tensor, chosen: Plan) -> Tensor:
+    forward = backend(chosen.path, problem)
+    back = forward if chosen.back == chosen.path else backend(chosen.back, problem)
+    return differentiable(z, *problem.operators, forward.answer, back.vjp)
+
+
+def _problem(queries, responses, *others) -> Problem:
+    """The problem; a square that is as large as the image is the whole image."""
+    simplest = (
+        Ones(op.shape) if isinstance(op, Box) and op.k == 1 else op for op in (queries, responses)
+    )
+    return Problem(*simplest, *others)
+
+
+class _Choice(NamedTuple):
+    """What a path would do; or, if it cannot, the reason alone."""
+
+    reason: str
+    b: int = 0
+    n: int = 0
+    threads: int = 1
+    memory: int = 0
+    cost: Cost = Cost(0, 0, 0)
+    back: str = "streaming"
+
+
+def _choose(problem: Problem, batch: int, like: Tensor, largest: float | None) -> Plan:
+    """The first path that is for these operators, if it fits; streaming otherwise.
 
     Args:
-        device: Where.
+        problem: What is asked.
+        batch: Number of noisy images.
+        like: A tensor with their type and device.
+        largest: The largest absolute value of their pixels; None if it is not known.
     """
-    device = torch.device(device)
-    long = torch.ones(2**23, dtype=torch.float64, device=device)
-    copy = torch.empty_like(long)
-    return Peaks(
-        *(_product_rate(dtype, device) for dtype in (torch.float64, torch.float32)),
-        2 * long.nbytes / _fastest(lambda: copy.copy_(long), device),
-    )
+    path, choice = "streaming", _Choice("no structure but matrices")
+    if like.device.type == "cuda":
+        path, choice = "cuda", _cuda(problem, batch, like)
+    elif like.device.type == "cpu" and not isinstance(problem.queries, Dense):
+        from fpmc.engine.cpu import squares, whole_image
+        from fpmc.engine.cpu.compiled import MISSING
+
+        arguments = (*problem.operators, problem.source, like.device)
+        if whole_image.WholeImage.covers(*arguments):
+            path, choice = "whole image", _whole_image(problem, batch)
+        elif squares.Squares.covers(*arguments):
+            path, choice = "squares", _squares(problem, batch, like, largest)
+        elif MISSING:
+            choice = _Choice(MISSING)
+    if not choice.b:
+        path, choice = "streaming", _streaming(problem, batch, like, choice.reason)
+    own = {
+        name: getattr(choice, name) for name in ("back", "reason", "b", "n", "threads", "memory")
+    }
+    return Plan(path, **own, **choice.cost._asdict(), device=like.device)
 
 
-def _product_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of a matrix product."""
-    a = torch.ones(1536, 1536, dtype=dtype, device=device)
-    product = torch.empty_like(a)
-    return 2 * len(a) ** 3 / _fastest(lambda: torch.mm(a, a, out=product), device)
+def _whole_image(problem: Problem, batch: int) -> _Choice:
+    from fpmc.engine.cpu.whole_image import WholeImage
+
+    if batch > FEW:
+        return _Choice(f"the whole image, and more than {FEW} noisy images: matrix products")
+    path = WholeImage(problem)
+    size = path.fit(batch, back=False)
+    if size is None:
+        return _Choice("the whole image, but the budget is too small for the compiled path")
+    reason = "each source image is read as it is stored, once for all noisy images at a time"
+    cost = roofline.whole_image(problem, batch, size.b)
+    back = "whole image" if path.fit(batch, back=True) else "streaming"
+    return _Choice(reason, size.b, 1, size.threads, size.memory, cost, back)
 
 
-def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that the work takes, the best of three."""
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+def _squares(problem: Problem, batch: int, like: Tensor, largest: float | None) -> _Choice:
+    from fpmc.engine.cpu.squares import Squares, safe
+
+    if like.dtype == torch.float64:
+        return _Choice("squares, but float64 is wanted")
+    c, queries = problem.source.shape[0], problem.queries
+    if largest is not None and not safe(largest, problem.sigma, queries, c):
+        return _Choice("squares, but pixels so far out that running sums lose digits")
+    path = Squares(problem)
+    size = path.fit(batch, back=False)
+    if size is None:
+        return _Choice("squares, but the budget is too small for the compiled path")
+    cost = roofline.squares(problem, batch, size.b)
+    back = "squares" if path.fit(batch, back=True) else "streaming"
+    reason = f"running sums, {_passes(problem.responses)}"
+    return _Choice(reason, size.b, path.lanes, size.threads, size.memory, cost, back)
 
 
-def _simplest(op: Operator) -> Operator:
-    """The operator; if it is a square that is as large as the image, the whole image."""
-    return Ones(op.shape) if isinstance(op, Box) and op.k == 1 else op
+def _cuda(problem: Problem, batch: int, like: Tensor) -> _Choice:
+    reason = "no structure but matrices"
+    wide = problem.exact and like.dtype == torch.float64
+    arguments = (*problem.operators, problem.source, like.device, problem.precision)
+    if wide or not Cuda.covers(*arguments):
+        return _Choice(reason)
+    size = Cuda(problem).sizes(batch, like.device)
+    if size is None:
+        return _Choice("the budget is too small for the CUDA kernels")
+    cost = roofline.cuda(problem, batch, size.b, kept=size.n == len(problem.source))
+    reason = f"differences, products and softmax in one kernel, {_passes(problem.responses)}"
+    return _Choice(reason, size.b, size.n or len(problem.source), 1, size.memory, cost)
 
 
-def _within_float32(z: Tensor, sigma: float, queries: Operator) -> bool:
-    """Whether float32's range surely holds what lies between z and the answer."""
-    largest = (z.detach().abs().max().item() + 1) / min(sigma, 1.0)
-    weighted = math.prod(z.shape[1:]) * queries.coverage().max().item() * largest**2
-    return 1 / FARTHEST <= sigma <= FARTHEST and weighted <= FARTHEST**2
-
-
-def _fusible(precision: str, dtype: torch.dtype) -> bool:
-    """Whether the CUDA kernels compute in this precision, with digits enough for this type."""
-    return precision in ("tf32", "bf16") or (precision == "exact" and dtype != torch.float64)
-
-
-def _whole(source: Source, batch: int, size: Share) -> Plan:
-    per_pair = 5 * math.prod(source.shape) + EXP  # a difference, its square, a weighted sum
-    return Plan(
-        path="whole image",
-        reason="each source image is read as it is stored, once for all noisy images at a time",
-        b=size.b,
-        n=1,
-        threads=size.threads,
-        memory=size.memory,
-        flops=len(source) * batch * per_pair,
-        flops32=0,
-        bytes=-(-batch // size.b) * source.images.nbytes,
-        device=torch.device("cpu"),
-    )
-
-
-def _squares(queries: Box, responses: Operator, source: Source, batch: int, size: Share) -> Plan:
-    c, h, w = source.shape
-    passes = 1 if responses.partition else 2
-    per_pass = (3 * c + 1) * h * w + 5 * queries.k  # δ and two running sums; log-weights
-    spread = 0 if responses.partition else 4 * h * w
-    return Plan(
-        path="squares",
-        reason=f"running sums, {_passes(passes)}",
-        b=size.b,
-        n=LANES,
-        threads=size.threads,
-        memory=size.memory,
-        flops=len(source) * batch * passes * per_pass,
-        flops32=len(source) * batch * (passes * EXP * queries.k + spread + 2 * c * h * w),
-        bytes=-(-batch // size.b) * passes * source.images.nbytes,
-        device=torch.device("cpu"),
-    )
-
-
-def _cuda(
-    queries: Operator,
-    responses: Operator,
-    source: Source,
-    batch: int,
-    device: torch.device,
-    size: Sizes,
-    double: bool,
-) -> Plan:
-    d, passes = math.prod(source.shape), 1 if responses.partition else 2
-    kept = isinstance(queries, Dense) and size.n == len(source)
-    applied = 1 if kept else passes
-    operations = applied * (3 * d + _operations(queries, d)) + _operations(responses, d) + 2 * d
-    operations *= len(source) * batch
-    weights = len(source) * batch * passes * EXP * queries.k
-    return Plan(
-        path="cuda",
-        reason=f"differences, products and softmax in one kernel, {_passes(passes)}",
-        b=size.b,
-        n=size.n or len(source),
-        threads=1,
-        memory=size.memory,
-        flops=operations if double else 0,
-        flops32=weights + (0 if double else operations),
-        bytes=-(-batch // size.b) * passes * source.images.nbytes,
-        device=device,
-    )
-
-
-def _streaming(streaming: Streaming, batch: int, like: Tensor, reason: str) -> Plan:
+def _streaming(problem: Problem, batch: int, like: Tensor, reason: str) -> _Choice:
     """What the streaming engine will do with a batch of noisy images like this one."""
-    source, numbers = streaming.source, streaming.numbers(like)
-    size = streaming.size(batch, like.device, numbers, back=False)
-    queries, responses = streaming.ready(like, numbers)
-    d, passes = math.prod(source.shape), 1 if responses.partition else 2
-    applied = 1 if size.kept else passes
-    differences = 0 if isinstance(queries, Ones) else 3 * d
-    first = applied * (differences + _operations(queries, d)) + passes * 2 * queries.k
-    second = passes * EXP * queries.k + _operations(responses, d) + 2 * d
-    is_double = [dtype == torch.float64 for dtype in numbers]
-    pairs, counts = len(source) * batch, (first, second)
+    path, types = Streaming(problem), dtypes(like, exact=problem.exact)
+    size, ready = path.size(batch, like, back=False), path.ready(like, types)
+    queries, responses = ready
     if isinstance(queries, Windowed):
-        whole_matrix = queries.k * math.prod(queries.shape)
-        reason += f" on windows, {100 * queries.size / whole_matrix:.0f} % of the matrix"
+        part = queries.size / (queries.k * math.prod(queries.shape))
+        reason += f" on windows, {100 * part:.0f} % of the matrix"
     if size.kept:
         reason += "; Q is applied once, and what it gives is kept"
-    return Plan(
-        path="streaming",
-        reason=f"{reason}; {_passes(passes)}",
-        b=size.b,
-        n=size.n,
-        threads=torch.get_num_threads(),
-        memory=memory.DEFAULT_BUDGET if streaming.budget is None else streaming.budget,
-        flops=pairs * sum(n for n, double in zip(counts, is_double, strict=True) if double),
-        flops32=pairs * sum(n for n, double in zip(counts, is_double, strict=True) if not double),
-        bytes=-(-batch // size.b) * passes * len(source) * 4 * d * numbers.log_weights.itemsize,
-        device=like.device,
-    )
+    cost = roofline.streaming(problem, ready, types, batch, size)
+    reason = f"{reason}; {_passes(responses)}"
+    return _Choice(reason, size.b, size.n, torch.get_num_threads(), problem.budget, cost)
 
 
-def _passes(passes: int) -> str:
-    return "one pass over the source" if passes == 1 else "two passes over the source"
-
-
-def _operations(op: Operator, d: int) -> int:
-    """What an operator takes for one pair of images of d dimensions."""
-    if isinstance(op, Dense):
-        return 2 * op.matrix.numel()
-    if isinstance(op, Windowed):
-        return 2 * op.size
-    if isinstance(op, Box):
-        return 4 * math.prod(op.shape) * op.p.bit_length()
-    return 2 * d if isinstance(op, Ones) else 0
+def _passes(responses: Operator) -> str:
+    return f"{'one pass' if responses.partition else 'two passes'} over the source"

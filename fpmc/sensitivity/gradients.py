@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fpmc.checks import as_answer, as_images, as_noise_level, as_whole_number
 from fpmc.diffusion import Denoiser, add_noise
-from fpmc.engine.memory import DEFAULT_BUDGET
+from fpmc.engine.memory import resolve
 from fpmc.sensitivity.files import read, write
 from fpmc.source import to_float
 
@@ -69,7 +69,7 @@ def maps(
     """
     sigma = as_noise_level(sigma)
     seed = as_whole_number(seed, "seed", 0, 2**63 - 1)
-    budget = DEFAULT_BUDGET if budget is None else as_whole_number(budget, "budget", 1)
+    budget = resolve(budget)
     is_bytes = isinstance(images, Tensor) and images.dtype == torch.uint8
     x = as_images(to_float(images) if is_bytes else images, "images")
     if cache is None:

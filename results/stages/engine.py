@@ -4,7 +4,7 @@ import shlex
 import subprocess
 import sys
 
-from fpmc.engine.memory import DEFAULT_BUDGET
+from fpmc.engine.memory import resolve
 from fpmc.storage import whole
 from stages.clock import Clock
 from stages.job import ROOT, Job
@@ -15,7 +15,7 @@ FOLDER = ROOT / "benchmarks"
 DEFAULT = {
     "cpu": ["paths.py"],
     "cuda": [
-        "cuda.py --data {data} --label {label} --budget {budget}",
+        "kernels.py --data {data} --label {label} --budget {budget}",
         "paths.py --data {data} --label {label} --device {device} --n {n} --dense-n {n} "
         "--sigma 1 --repeats 2 --budget {budget}",
     ],
@@ -38,7 +38,7 @@ def run(job: Job, clock: Clock, benchmarks: list[str]) -> None:
         ValueError: If a script fails, or its arguments name something else.
     """
     values = {name: getattr(job, name) for name in ("data", "label", "device")}
-    values |= {"n": len(job.source), "budget": job.budget or DEFAULT_BUDGET}
+    values |= {"n": len(job.source), "budget": resolve(job.budget)}
     root = ["--root", job.root] if job.root else []
     for words in benchmarks:
         try:

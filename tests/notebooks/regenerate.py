@@ -1,24 +1,19 @@
-"""Execute every chapter with its default parameters and store it beside this file, for nbval.
+"""Store every chapter, with its default parameters and its text outputs, beside this file.
 
-Only text outputs are kept, so that diffs read well and the repository stays small.
+The outputs are those of the book's cache; what it lacks is executed. Only text is kept, so that
+diffs read well and the repository stays small.
 """
 
 import os
 import sys
 from pathlib import Path
 
-import jupytext
 import nbformat
-from nbclient import NotebookClient
 from tqdm import tqdm
 
 FOLDER = Path(__file__).parent
-BOOK = FOLDER.parents[1] / "book"
-
-
-def chapters() -> list[Path]:
-    """The book's pages that are notebooks."""
-    return sorted(path for path in BOOK.glob("*.md") if "{code-cell}" in path.read_text())
+sys.path.insert(0, str(FOLDER.parents[1] / "book" / "_ext"))
+import chapters  # noqa: E402
 
 
 def stored(chapter: Path) -> Path:
@@ -26,16 +21,12 @@ def stored(chapter: Path) -> Path:
     return FOLDER / f"{chapter.stem}.ipynb"
 
 
-def execute(chapter: Path) -> nbformat.NotebookNode:
-    """Run a chapter and keep its text outputs."""
-    notebook = jupytext.read(chapter)
-    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+def text_alone(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A chapter with its text outputs."""
     for i, cell in enumerate(notebook.cells):
         cell.id = f"cell-{i}"
-        if cell.cell_type != "code":
-            continue
-        cell.outputs = _text(cell.outputs)
-        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = _text(cell.outputs)
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
     return notebook
 
@@ -52,14 +43,25 @@ def _text(outputs: list) -> list:
     return kept
 
 
-def main(names: list[str]) -> None:
-    """Regenerate all stored notebooks, or those of the chapters named."""
-    wanted = [path for path in chapters() if not names or path.stem in names]
-    for chapter in tqdm(wanted, desc="chapters"):
-        beside = stored(chapter).with_suffix(".tmp")
-        nbformat.write(execute(chapter), beside)
-        os.replace(beside, stored(chapter))
+def main(names: list[str]) -> int:
+    """Store all chapters, or those named. Returns 1 if one fails; it is left as it was."""
+    known = {chapter.stem: chapter for chapter in chapters.chapters()}
+    if unknown := sorted(set(names) - set(known)):
+        print(f"NAME: got {', '.join(unknown)}, wanted some of {', '.join(known)}", file=sys.stderr)
+        return 2
+    wanted, status = [known[name] for name in names or known], 0
+    stale = sum(chapters.cached(chapter) is None for chapter in wanted)
+    for chapter, done in tqdm(chapters.bring_up_to_date(wanted), "chapters", stale):
+        if done.error is not None:
+            print(f"{chapter}\n{done.error}", file=sys.stderr)
+            status = 1
+    for chapter in wanted:
+        if (done := chapters.cached(chapter)) is not None:
+            beside = stored(chapter).with_suffix(".tmp")
+            nbformat.write(text_alone(done.notebook), beside)
+            os.replace(beside, stored(chapter))
+    return status
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -8,13 +8,15 @@ threads run it side by side.
 Without numba nothing is compiled, :data:`MISSING` says so, and no kernel may be called.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import torch
 
-from fpmc.engine.memory import CUTOFF
+from fpmc.source import Source
 
 try:
     from llvmlite import ir
@@ -25,10 +27,13 @@ except ImportError as error:
 else:
     MISSING = ""
 
-__all__ = ["CUTOFF", "LANES", "MISSING", "compiled", "exp", "larger"]
+__all__ = ["LANES", "MISSING", "compiled", "exp", "larger", "readable"]
 
 LANES = 64
 """Source images at a time."""
+
+STORED = (torch.uint8, torch.float32, torch.float64)
+"""What the kernels read."""
 
 LOWEST = np.float32(-87)
 LOG2_E = np.float32(1.44269504)
@@ -50,9 +55,41 @@ def compiled(function: Callable) -> Callable:
     decorator = partial(njit, nogil=True, error_model="numpy", fastmath=flags)
     function = inspect.unwrap(function)
     try:
-        return decorator(cache=True)(function)
+        dispatcher = decorator(cache=True)(function)
     except RuntimeError:  # no folder that it could be kept in
         return decorator()(function)
+    _forgive(dispatcher._cache)
+    return dispatcher
+
+
+def _forgive(cache) -> None:
+    """Let a cache that cannot be read or written cost the time to compile, and nothing else.
+
+    A full disk is an error of numba's own at the first call, and so is an index that names a class
+    which has another name by now: it is unpickled before it is found to be of an older file.
+    """
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_if_readable(*key):
+        try:
+            return load(*key)
+        except Exception:  # whatever unpickling raises
+            with contextlib.suppress(OSError):
+                cache.flush()
+            return None
+
+    def save_if_there_is_room(*overload) -> None:
+        with contextlib.suppress(OSError):
+            save(*overload)
+
+    cache.load_overload, cache.save_overload = load_if_readable, save_if_there_is_room
+
+
+def readable(source: Source, device: torch.device) -> bool:
+    """Whether there is compiled code to read the source: on the CPU, stored as a type it knows."""
+    on_cpu = device.type == "cpu" and source.images.device.type == "cpu"
+    stored = source.images.dtype in STORED and source.images.layout == torch.strided
+    return not MISSING and on_cpu and stored
 
 
 def _instruction(function: Callable) -> Callable:

@@ -26,30 +26,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.cpu import squares_kernels, squares_vjp
-from fpmc.engine.cpu.backend import Looped
-from fpmc.engine.cpu.compiled import LANES
-from fpmc.engine.cpu.squares_kernels import Query, Room, Spread
+from fpmc.engine.cpu.compiled import LANES, readable
+from fpmc.engine.cpu.squares_kernels import Buffers, Query, Spread
 from fpmc.engine.cpu.squares_vjp import Slopes
-from fpmc.engine.cpu.threads import (
-    Need,
-    Sums,
-    answer,
-    in_units,
-    readable,
-    scaled,
-    shares,
-    side_by_side,
-)
-from fpmc.engine.memory import FLOAT32, FLOAT64, tolerance
+from fpmc.engine.cpu.threads import Fit, Need, fit, in_parts, ranges, side_by_side
+from fpmc.engine.memory import FLOAT32, FLOAT64
+from fpmc.engine.precision import tolerance
+from fpmc.engine.problem import Problem, log_weights
+from fpmc.engine.softmax import OnlineSoftmax
+from fpmc.engine.units import from_units, in_units, scale
 from fpmc.modes import without_autograd
 from fpmc.operators import Box, Identity, Operator
 from fpmc.source import Source
 
-__all__ = ["Squares", "denoise", "fits", "need", "safe", "vjp"]
+__all__ = ["Squares", "safe"]
 
 
-class Squares(Looped):
-    """Squares, there and back; see :class:`Looped`.
+class Squares:
+    """A :class:`fpmc.engine.autograd.Backend` for squares as Q, and squares or one-hot rows as R.
 
     Attributes:
         log_norms: The normalisers of the last answer, a tensor for each part of the batch; like z
@@ -57,44 +51,116 @@ class Squares(Looped):
     """
 
     lanes = LANES
+    """Source images that threads cannot share out."""
 
-    def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def __init__(self, problem: Problem):
+        self.problem = problem
         self.log_norms: list[Tensor] = []
-        return super().answer(z)
 
-    def kept(self) -> tuple[Tensor, ...]:
-        return (torch.cat(self.log_norms),)
+    @staticmethod
+    def covers(
+        queries: Operator, responses: Operator, source: Source, device: torch.device
+    ) -> bool:
+        """Whether R has the squares of Q, or is one-hot at their centres, and all is on the CPU."""
+        if not (isinstance(queries, Box) and readable(source, device)):
+            return False
+        if isinstance(responses, Box):
+            return responses.grid == queries.grid
+        return isinstance(responses, Identity) and responses.shape == queries.grid
 
-    def need(self, *, back: bool) -> Need:
-        return need(self.queries, self.responses, self.source, back=back)
+    def fit(self, batch: int, *, back: bool) -> Fit | None:
+        """What of so many noisy images fits the budget, forward or back; None if nothing does."""
+        problem = self.problem
+        need = _need(*problem.operators, problem.source, back=back)
+        return fit(need, batch, self.lanes, len(problem.source), problem.budget)
 
-    def there(self, threads: int, z: Tensor) -> Tensor:
-        operators = (self.queries, self.responses, self.source)
-        return denoise(z, self.sigma, *operators, threads, self.log_norms)
+    @without_autograd
+    def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        chosen, (queries, responses) = self.fit(len(z), back=False), self.problem.operators
+        passes = _one_pass if isinstance(responses, Identity) else _two_passes
+        self.log_norms = []
 
-    def back(self, threads: int, *batches: Tensor) -> Tensor:
-        return vjp(*batches, self.sigma, self.queries, self.responses, self.source, threads)
+        def part(z: Tensor) -> Tensor:
+            pieces = ranges(len(self.problem.source), chosen.threads, LANES)
+            found, log_norm = passes(self._query(z), queries, responses, self._images(), pieces)
+            self.log_norms.append(log_norm)
+            return from_units(found, z, self.problem.source)
+
+        return in_parts(part, chosen.b, z)
+
+    @without_autograd
+    def vjp(
+        self,
+        z: Float[Tensor, "b c h w"],
+        x_hat: Float[Tensor, "b c h w"],
+        gradient: Float[Tensor, "b c h w"],
+        to_q: Tensor | None = None,
+        to_r: Tensor | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """The formula is that of :mod:`fpmc.engine.streaming.vjp`; s is float64."""
+        chosen = self.fit(len(z), back=True)
+
+        def part(*batches: Tensor) -> Tensor:
+            return self._to_z(chosen.threads, *batches)
+
+        return in_parts(part, chosen.b, z, x_hat, gradient, torch.cat(self.log_norms))
+
+    def _to_z(self, threads: int, z, x_hat, gradient, log_norm) -> Tensor:
+        queries, responses = self.problem.operators
+        query, x = self._query(z), self._images()
+        parts = ranges(len(x), threads, LANES)
+        g = (gradient.double() / responses.coverage()).contiguous().numpy()
+        answer, norm = in_units(x_hat, self.problem.source).numpy(), log_norm.numpy()
+        buffers = [_buffers(queries, x) for _ in parts]
+        slopes = [_slopes(g, queries, responses) for _ in parts]
+        needed = torch.ones(len(z), -(-len(x) // LANES), dtype=torch.bool).numpy()
+
+        def first(part: tuple[int, int], sums: Tensor, buffers: Buffers, slopes: Slopes) -> None:
+            squares_vjp.averages(query, slopes, x, *part, norm, *sums.numpy(), needed, buffers)
+
+        def second(part: tuple[int, int], total: Tensor, buffers: Buffers, slopes: Slopes) -> None:
+            arrays = (norm, average, needed, answer, total.numpy())
+            squares_vjp.vjp(query, slopes, x, *part, *arrays, buffers, _spread(queries))
+
+        if isinstance(responses, Identity):
+            average = (g * answer).sum(1)
+        else:
+            sums = [torch.zeros(2, *log_norm.shape, dtype=torch.float64) for _ in parts]
+            side_by_side(first, list(zip(parts, sums, buffers, slopes, strict=True)))
+            mass, total = reduce(Tensor.add_, sums)
+            average = total.div_(mass).numpy()
+        totals = [torch.zeros(z.shape, dtype=torch.float64) for _ in parts]
+        side_by_side(second, list(zip(parts, totals, buffers, slopes, strict=True)))
+        return reduce(Tensor.add_, totals).mul_(-2 * query.scale).to(z)
+
+    def _query(self, z: Tensor) -> Query:
+        source = self.problem.source
+        in_stored = in_units(z, source)
+        prior = log_weights(source, in_stored)
+        prior = in_stored.new_empty(0) if prior is None else prior
+        arrays = (in_stored.numpy(), prior.numpy())
+        return Query(*arrays, scale(self.problem.sigma, source), _before(self.problem.queries))
+
+    def _images(self) -> np.ndarray:
+        return self.problem.source.images.detach().numpy()
 
 
-def fits(queries: Operator, responses: Operator, source: Source, device: torch.device) -> bool:
-    """Whether Q is squares, R squares on as many centres or one-hot, and all of it on the CPU."""
-    if not (isinstance(queries, Box) and readable(source, device)):
-        return False
-    if isinstance(responses, Box):
-        return responses.grid == queries.grid
-    return isinstance(responses, Identity) and responses.shape == queries.grid
+def safe(largest: float, sigma: float, queries: Box, c: int) -> bool:
+    """Whether running sums over squares are exact enough for a z with no value beyond ±largest.
 
-
-def safe(z: Float[Tensor, "b c h w"], sigma: float, p: int) -> bool:
-    """Whether running sums over squares of side p are exact enough for this z."""
-    c, h, w = z.shape[1:]
-    farthest = c * p**2 * (z.detach().abs().max().item() + 1) ** 2
-    error = (h + w) * torch.finfo(torch.float64).eps * farthest / (2 * sigma**2)
+    Args:
+        largest: The largest absolute value of the noisy images.
+        sigma: Their noise level.
+        queries: The squares.
+        c: The number of channels.
+    """
+    farthest = c * queries.p**2 * (largest + 1) ** 2
+    error = sum(queries.shape) * torch.finfo(torch.float64).eps * farthest / (2 * sigma**2)
     return error <= tolerance(sigma) / 10
 
 
-def need(queries: Box, responses: Box | Identity, source: Source, *, back: bool = False) -> Need:
-    """The working memory of :func:`denoise`, or of :func:`vjp`."""
+def _need(queries: Box, responses: Box | Identity, source: Source, *, back: bool) -> Need:
+    """The working memory of an answer, or of going back."""
     c, h, w = source.shape
     d, k, grid_w = c * h * w, queries.k, queries.grid[1]
     tile = d * source.images.element_size()
@@ -111,127 +177,38 @@ def need(queries: Box, responses: Box | Identity, source: Source, *, back: bool 
     )
 
 
-@without_autograd
-def denoise(
-    z: Float[Tensor, "b c h w"],
-    sigma: float,
-    queries: Box,
-    responses: Box | Identity,
-    source: Source,
-    threads: int,
-    log_norms: list[Tensor] | None = None,
-) -> Float[Tensor, "b c h w"]:
-    """The answer x̂ of (10), where :func:`fits` and :func:`safe` hold. Not differentiable.
+def _one_pass(query, queries, responses, x, parts) -> tuple[Tensor, Tensor]:
+    """The posterior mean in stored units, and the log-normalisers, with one-hot responses."""
 
-    Args:
-        z: Noisy images, shape (b, c, h, w).
-        sigma: Their noise level σ > 0.
-        queries: Q.
-        responses: R.
-        source: S.
-        threads: How many threads share the source out.
-        log_norms: A list to which the estimators' log-normalisers are appended, shape
-            (b, grid_h, grid_w).
-    """
-    z_scaled, scale, log_weights = scaled(z, sigma, source)
-    query = Query(z_scaled.numpy(), log_weights, scale, _before(queries))
-    parts = shares(len(source), threads, LANES)
-    one_hot = isinstance(responses, Identity)
-    passes = _one_pass if one_hot else _two_passes
-    mean, log_norm = passes(query, queries, responses, source, parts)
-    if log_norms is not None:
-        log_norms.append(log_norm)
-    return answer(mean, z, source)
+    def work(part: tuple[int, int], softmax: OnlineSoftmax, buffers: Buffers) -> None:
+        squares_kernels.mean(query, x, *part, *softmax.arrays(), buffers)
 
-
-@without_autograd
-def vjp(
-    z: Float[Tensor, "b c h w"],
-    x_hat: Float[Tensor, "b c h w"],
-    gradient: Float[Tensor, "b c h w"],
-    log_norm: Float[Tensor, "b grid_h grid_w"],
-    sigma: float,
-    queries: Box,
-    responses: Box | Identity,
-    source: Source,
-    threads: int,
-) -> Float[Tensor, "b c h w"]:
-    """The gradient with respect to z, given that with respect to the answer.
-
-    The formula is that of :mod:`fpmc.engine.streaming.passes`; s is float64, the weights are
-    float32.
-
-    Args:
-        z: Noisy images, shape (b, c, h, w).
-        x_hat: What :func:`denoise` answered.
-        gradient: g, the gradient with respect to it.
-        log_norm: The estimators' log-normalisers, as :func:`denoise` found them.
-        sigma: The noise level σ > 0.
-        queries: Q.
-        responses: R.
-        source: S.
-        threads: How many threads share the source out.
-    """
-    z_scaled, scale, log_weights = scaled(z, sigma, source)
-    query = Query(z_scaled.numpy(), log_weights, scale, _before(queries))
-    g = (gradient.double() / responses.coverage()).contiguous().numpy()
-    parts, (b, x) = shares(len(source), threads, LANES), (len(z), source.images.detach().numpy())
-    middle = in_units(x_hat, source).numpy()
-    rooms = [_room(queries, source) for _ in parts]
-    slopes = [_slopes(g, queries, responses) for _ in parts]
-    needed = torch.ones(b, -(-len(source) // LANES), dtype=torch.bool).numpy()
-
-    def first(part: tuple[int, int], sums: Tensor, room: Room, slopes: Slopes) -> None:
-        arrays = (log_norm.numpy(), *sums.numpy(), needed)
-        squares_vjp.averages(query, slopes, x, *part, *arrays, room)
-
-    def second(part: tuple[int, int], total: Tensor, room: Room, slopes: Slopes) -> None:
-        arrays = (log_norm.numpy(), average, needed, middle, total.numpy())
-        squares_vjp.vjp(query, slopes, x, *part, *arrays, room, _spread(queries))
-
-    if isinstance(responses, Identity):
-        average = (g * middle).sum(1)
-    else:
-        sums = [torch.zeros(2, *log_norm.shape, dtype=torch.float64) for _ in parts]
-        side_by_side(first, list(zip(parts, sums, rooms, slopes, strict=True)))
-        mass, total = reduce(Tensor.add_, sums)
-        average = total.div_(mass).numpy()
-    totals = [torch.zeros(b, *source.shape, dtype=torch.float64) for _ in parts]
-    side_by_side(second, list(zip(parts, totals, rooms, slopes, strict=True)))
-    return reduce(Tensor.add_, totals).mul_(-2 * scale).to(z)
-
-
-def _one_pass(query, queries, responses, source, parts) -> tuple[Tensor, Tensor]:
-    def work(part: tuple[int, int], sums: Sums, room: Room) -> None:
-        squares_kernels.gather(query, x, *part, *sums.arrays(), room)
-
-    x, b = source.images.detach().numpy(), len(query.z)
-    sums = [Sums(b, queries.grid, source.shape) for _ in parts]
-    rooms = [_room(queries, source) for _ in parts]
-    side_by_side(work, list(zip(parts, sums, rooms, strict=True)))
-    merged = reduce(Sums.merge, sums)
+    softmaxes = [OnlineSoftmax.empty((len(query.z), *queries.grid), query.z.shape) for _ in parts]
+    buffers = [_buffers(queries, x) for _ in parts]
+    side_by_side(work, list(zip(parts, softmaxes, buffers, strict=True)))
+    merged = reduce(OnlineSoftmax.merge, softmaxes)
     return merged.mean(), merged.log_norm()
 
 
-def _two_passes(query, queries, responses, source, parts) -> tuple[Tensor, Tensor]:
-    def first(part: tuple[int, int], sums: Sums, room: Room) -> None:
-        peak, mass, _ = sums.arrays()
-        squares_kernels.log_sums(query, x, *part, peak, mass, needed, room)
+def _two_passes(query, queries, responses, x, parts) -> tuple[Tensor, Tensor]:
+    """The same, with squares as responses."""
 
-    def second(part: tuple[int, int], total: Tensor, room: Room, spread: Spread) -> None:
+    def first(part: tuple[int, int], softmax: OnlineSoftmax, buffers: Buffers) -> None:
+        squares_kernels.log_norm(query, x, *part, *softmax.arrays(), needed, buffers)
+
+    def second(part: tuple[int, int], total: Tensor, buffers: Buffers, spread: Spread) -> None:
         arrays = (log_norm.numpy(), needed, _before(responses), total.numpy())
-        squares_kernels.mix(query, x, *part, *arrays, room, spread)
+        squares_kernels.mix(query, x, *part, *arrays, buffers, spread)
 
-    x, b = source.images.detach().numpy(), len(query.z)
-    needed = torch.empty(b, -(-len(source) // LANES), dtype=torch.bool).numpy()
-    rooms = [_room(queries, source) for _ in parts]
-    sums = [Sums(b, queries.grid) for _ in parts]
-    side_by_side(first, list(zip(parts, sums, rooms, strict=True)))
-    log_norm = reduce(Sums.merge, sums).log_norm()
-    del sums
+    needed = torch.empty(len(query.z), -(-len(x) // LANES), dtype=torch.bool).numpy()
+    buffers = [_buffers(queries, x) for _ in parts]
+    softmaxes = [OnlineSoftmax.empty((len(query.z), *queries.grid)) for _ in parts]
+    side_by_side(first, list(zip(parts, softmaxes, buffers, strict=True)))
+    log_norm = reduce(OnlineSoftmax.merge, softmaxes).log_norm()
+    del softmaxes
     spreads = [_spread(responses) for _ in parts]
-    totals = [torch.zeros(b, *source.shape, dtype=torch.float64) for _ in parts]
-    side_by_side(second, list(zip(parts, totals, rooms, spreads, strict=True)))
+    totals = [torch.zeros(query.z.shape, dtype=torch.float64) for _ in parts]
+    side_by_side(second, list(zip(parts, totals, buffers, spreads, strict=True)))
     return reduce(Tensor.add_, totals).div_(responses.coverage()), log_norm
 
 
@@ -244,22 +221,24 @@ def _side(op: Box | Identity) -> int:
     return op.p if isinstance(op, Box) else 1
 
 
-def _room(queries: Box, source: Source) -> Room:
-    (c, h, w), grid_w = source.shape, queries.grid[1]
+def _buffers(queries: Box, x: np.ndarray) -> Buffers:
+    (c, h, w), grid_w = x.shape[1:], queries.grid[1]
     shapes = ((queries.p, w, LANES), (w, LANES), (grid_w, LANES))
-    tile = torch.zeros(c, h, w, LANES, dtype=source.images.dtype)
-    sums = (torch.empty(shape, dtype=torch.float64).numpy() for shape in shapes)
-    return Room(tile.numpy(), *sums, torch.empty(grid_w, LANES, dtype=torch.float32).numpy())
+    tile = torch.from_numpy(x[:0]).new_zeros(c, h, w, LANES).numpy()
+    return Buffers(tile, *map(_empty, shapes), _empty((grid_w, LANES), torch.float32))
 
 
 def _slopes(g: np.ndarray, queries: Box, responses: Box | Identity) -> Slopes:
     w = queries.shape[1]
     shapes = ((_side(responses), w, LANES), (w, LANES), (queries.grid[1], LANES))
-    buffers = (torch.empty(shape, dtype=torch.float64).numpy() for shape in shapes)
-    return Slopes(g, _before(responses), *buffers)
+    return Slopes(g, _before(responses), *map(_empty, shapes))
 
 
 def _spread(op: Box) -> Spread:
     w = op.shape[1]
     shapes = ((op.p, w, LANES), (w, LANES), (w, LANES))
-    return Spread(*(torch.empty(shape, dtype=torch.float32).numpy() for shape in shapes))
+    return Spread(*(_empty(shape, torch.float32) for shape in shapes))
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> np.ndarray:
+    return torch.empty(shape, dtype=dtype).numpy()

@@ -16,11 +16,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fpmc.engine.cpu.compiled import CUTOFF, LANES, compiled, exp, larger
+from fpmc.engine.cpu.compiled import LANES, compiled, exp, larger
+from fpmc.engine.softmax import CUTOFF
 
 __all__ = [
-    "Query", "Room", "Spread", "centre", "clear", "enter", "enter_weights", "gather", "load",
-    "log_sums", "mix", "slide", "start", "weigh",
+    "Buffers",
+    "Query",
+    "Spread",
+    "clear",
+    "enter",
+    "enter_weights",
+    "load",
+    "log_norm",
+    "mean",
+    "mix",
+    "slide",
+    "start",
+    "take",
+    "weigh",
 ]  # fmt: skip
 
 ZERO = np.float32(0)
@@ -46,7 +59,7 @@ class Query(NamedTuple):
     before: int
 
 
-class Room(NamedTuple):
+class Buffers(NamedTuple):
     """Buffers of one thread.
 
     Attributes:
@@ -79,7 +92,7 @@ class Spread(NamedTuple):
 
 
 @compiled
-def log_sums(query, x, begin, end, peak, mass, needed, room):
+def log_norm(query, x, begin, end, peak, mass, needed, buffers):
     """The first of two passes: what normalises each estimator's posterior.
 
     Args:
@@ -91,69 +104,69 @@ def log_sums(query, x, begin, end, peak, mass, needed, room):
         mass: Sum of weights over that of the peak, likewise.
         needed: Whether the second pass needs a tile, shape (b, tiles), written: whether any of its
             weights is above the cutoff at the time.
-        room: Buffers.
+        buffers: Buffers.
     """
-    grid_h, after = peak.shape[1], len(room.ring) - 1 - query.before
+    grid_h, after = peak.shape[1], len(buffers.ring) - 1 - query.before
     no_sums = mass[0, :0]
     for first in range(begin, end, LANES):
-        load(x, first, room.tile)
+        load(x, first, buffers.tile)
         for m in range(len(query.z)):
-            clear(room.ring, room.column)
+            clear(buffers.ring, buffers.column)
             gap = -np.inf
             for row in range(grid_h + after):
-                enter(query.z[m], row, room)
+                enter(query.z[m], row, buffers)
                 i = row - after
                 if i >= 0:
-                    start(first, len(x), query, room.totals)
-                    slide(room.column, len(room.ring), after, room.totals)
-                    top = centre(query.scale, peak[m, i], mass[m, i], no_sums, room)
-                    _gather(i, mass[m, i], no_sums, room)
+                    start(first, len(x), query, buffers.totals)
+                    slide(buffers.column, len(buffers.ring), after, buffers.totals)
+                    top = take(query.scale, peak[m, i], mass[m, i], no_sums, buffers)
+                    _add(i, mass[m, i], no_sums, buffers)
                     gap = max(gap, top)
             needed[m, first // LANES] = gap > -CUTOFF
 
 
 @compiled
-def mix(query, x, begin, end, log_norm, needed, before, total, room, spread):
+def mix(query, x, begin, end, norm, needed, before, total, buffers, spread):
     """The second pass: weights, spread over the squares of the responses, times the images.
 
     Args:
-        query: The query, as in the first pass; so are x, begin, end and room.
+        query: The query, as in the first pass; so are x, begin, end and buffers.
         x: The source images.
         begin: First image of this thread.
         end: One more than its last.
-        log_norm: Each estimator's log-normaliser, shape (b, grid_h, grid_w).
+        norm: Each estimator's log-normaliser, shape (b, grid_h, grid_w).
         needed: What the first pass wrote.
         before: As ``query.before``, for the squares of the responses.
         total: Σ_n (Rᵀ w_n) ⊙ x_n, shape (b, c, h, w), added to.
-        room: Buffers.
+        buffers: Buffers.
         spread: Buffers.
     """
-    grid_h, after = log_norm.shape[1], len(room.ring) - 1 - query.before
+    grid_h, after = norm.shape[1], len(buffers.ring) - 1 - query.before
     for first in range(begin, end, LANES):
         loaded = False
         for m in range(len(query.z)):
             if not needed[m, first // LANES]:
                 continue
             if not loaded:
-                load(x, first, room.tile)
+                load(x, first, buffers.tile)
                 loaded = True
-            clear(room.ring, room.column)
+            clear(buffers.ring, buffers.column)
             clear(spread.ring, spread.column)
             for row in range(after):
-                enter(query.z[m], row, room)
+                enter(query.z[m], row, buffers)
             for row in range(total.shape[2] + before):
                 if row < grid_h:
-                    enter(query.z[m], row + after, room)
-                    start(first, len(x), query, room.totals)
-                    slide(room.column, len(room.ring), after, room.totals)
-                    weigh(query.scale, log_norm[m, row], room)
-                enter_weights(row < grid_h, row, before, room.weights, spread)
+                    enter(query.z[m], row + after, buffers)
+                    start(first, len(x), query, buffers.totals)
+                    slide(buffers.column, len(buffers.ring), after, buffers.totals)
+                    weigh(query.scale, norm[m, row], buffers)
+                enter_weights(row < grid_h, row, before, buffers.weights, spread)
                 if row >= before:
-                    _add_images(spread.column, room.tile, row - before, total[m])
+                    _add_images(spread.column, buffers.tile, row - before, total[m])
 
 
 @compiled
-def gather(query, x, begin, end, peak, mass, total, room):
+def mean(query, x, begin, end, peak, mass, total, buffers):
     """The only pass where every pixel has an estimator to itself: running maximum, sum and mean.
 
     Args:
@@ -164,21 +177,21 @@ def gather(query, x, begin, end, peak, mass, total, room):
         peak: Largest log-weight so far, shape (b, h, w), updated.
         mass: Sum of weights over that of the peak, likewise.
         total: Sum of weights times images, likewise, shape (b, c, h, w).
-        room: Buffers.
+        buffers: Buffers.
     """
-    h, after = peak.shape[1], len(room.ring) - 1 - query.before
+    h, after = peak.shape[1], len(buffers.ring) - 1 - query.before
     for first in range(begin, end, LANES):
-        load(x, first, room.tile)
+        load(x, first, buffers.tile)
         for m in range(len(query.z)):
-            clear(room.ring, room.column)
+            clear(buffers.ring, buffers.column)
             for row in range(h + after):
-                enter(query.z[m], row, room)
+                enter(query.z[m], row, buffers)
                 i = row - after
                 if i >= 0:
-                    start(first, len(x), query, room.totals)
-                    slide(room.column, len(room.ring), after, room.totals)
-                    centre(query.scale, peak[m, i], mass[m, i], total[m, :, i], room)
-                    _gather(i, mass[m, i], total[m, :, i], room)
+                    start(first, len(x), query, buffers.totals)
+                    slide(buffers.column, len(buffers.ring), after, buffers.totals)
+                    take(query.scale, peak[m, i], mass[m, i], total[m, :, i], buffers)
+                    _add(i, mass[m, i], total[m, :, i], buffers)
 
 
 @compiled
@@ -200,12 +213,12 @@ def clear(ring, column):
 
 
 @compiled
-def enter(z, row, room):
+def enter(z, row, buffers):
     """A row of δ enters the sums along columns, and the one p rows above leaves.
 
     Below the image the rows are zeros.
     """
-    tile, ring, column = room.tile, room.ring, room.column
+    tile, ring, column = buffers.tile, buffers.ring, buffers.column
     c, h, w, _ = tile.shape
     slot = row % len(ring)
     if row < h and c == 3:
@@ -235,13 +248,16 @@ def enter(z, row, room):
 
 @compiled
 def start(first, size, query, totals):
-    """What a row's distances start from: the source's weights; lanes without an image are far."""
+    """What a row's distances start from: the source's weights.
+
+    Images that were left out, and lanes without one, are far.
+    """
     count = min(LANES, size - first)
     for n in range(count):
         totals[0, n] = 0.0
     if len(query.log_weights):
         for n in range(count):
-            totals[0, n] = query.log_weights[first + n] / query.scale
+            totals[0, n] = min(query.log_weights[first + n] / query.scale, FAR)
     for n in range(count, LANES):
         totals[0, n] = FAR
 
@@ -256,7 +272,7 @@ def slide(column, p, ahead, totals):
     size, last = len(column), len(totals) - 1
     sums, values = totals.reshape(-1), column.reshape(-1)
     for j in range(min(ahead + 1, size)):
-        _add(sums[:LANES], values[j * LANES :])
+        _add_lanes(sums[:LANES], values[j * LANES :])
     begin = min(last, max(0, min(p, size) - ahead - 1)) * LANES
     end = min(last, max(0, max(p, size) - ahead - 1)) * LANES
     entering, leaving = (ahead + 1) * LANES, (ahead + 1 - p) * LANES
@@ -269,7 +285,7 @@ def slide(column, p, ahead, totals):
 
 
 @compiled
-def _add(sums, values):
+def _add_lanes(sums, values):
     for n in range(len(sums)):
         sums[n] += values[n]
 
@@ -293,12 +309,12 @@ def _step(sums, entering, leaving):
 
 
 @compiled
-def centre(scale, peak, mass, sums, room):
+def take(scale, peak, mass, sums, buffers):
     """Log-weights less their running maximum, which rises first, and what was summed with it.
 
     Returns how far the largest of the tile is above the maximum before it.
     """
-    totals, weights = room.totals, room.weights
+    totals, weights = buffers.totals, buffers.weights
     gap = -np.inf
     for k in range(len(totals)):
         nearest = -totals[k, 0]
@@ -322,9 +338,9 @@ def centre(scale, peak, mass, sums, room):
 
 
 @compiled
-def _gather(i, mass, sums, room):
+def _add(i, mass, sums, buffers):
     """Add the weights of a row of squares to their mass, and their centres' pixels to the sums."""
-    tile, weights = room.tile, room.weights
+    tile, weights = buffers.tile, buffers.weights
     for k in range(len(mass)):
         if weights[k, 0] < SKIP:
             part = ZERO
@@ -342,11 +358,11 @@ def _gather(i, mass, sums, room):
 
 
 @compiled
-def weigh(scale, log_norm, room):
+def weigh(scale, norm, buffers):
     """The weights of a row of squares."""
-    totals, weights = room.totals, room.weights
+    totals, weights = buffers.totals, buffers.weights
     for k in range(len(totals)):
-        at, top = log_norm[k], -CUTOFF32
+        at, top = norm[k], -CUTOFF32
         for n in range(LANES):
             weights[k, n] = scale * totals[k, n] - at
             top = larger(top, weights[k, n])

@@ -46,7 +46,7 @@ class Slopes(NamedTuple):
 
 
 @compiled
-def averages(query, slopes, x, begin, end, log_norm, mass, total, needed, room):
+def averages(query, slopes, x, begin, end, norm, mass, total, needed, buffers):
     """The first pass: sums of weights times s.
 
     Args:
@@ -55,28 +55,28 @@ def averages(query, slopes, x, begin, end, log_norm, mass, total, needed, room):
         x: The source images, shape (N, c, h, w).
         begin: First image of this thread, a multiple of LANES.
         end: One more than its last.
-        log_norm: Each estimator's log-normaliser, shape (b, grid_h, grid_w).
+        norm: Each estimator's log-normaliser, shape (b, grid_h, grid_w).
         mass: The sum of weights, 1 but for their rounding, likewise, added to.
         total: The sum of weights times s, likewise.
         needed: Whether the second pass needs a tile, shape (b, tiles), written.
-        room: Buffers.
+        buffers: Buffers.
     """
-    grid_h, after = log_norm.shape[1], len(room.ring) - 1 - query.before
+    grid_h, after = norm.shape[1], len(buffers.ring) - 1 - query.before
     for first in range(begin, end, LANES):
-        load(x, first, room.tile)
+        load(x, first, buffers.tile)
         for m in range(len(query.z)):
-            clear(room.ring, room.column)
+            clear(buffers.ring, buffers.column)
             clear(slopes.ring, slopes.column)
-            _enter_first_rows(query.z[m], slopes.g[m], after, room, slopes)
+            _enter_first_rows(query.z[m], slopes.g[m], after, buffers, slopes)
             heavy = False
             for i in range(grid_h):
-                _weigh_row(first, len(x), m, i, after, query, slopes, log_norm, room)
-                heavy |= _add_slopes(mass[m, i], total[m, i], slopes.totals, room.weights)
+                _weigh_row(first, len(x), m, i, after, query, slopes, norm, buffers)
+                heavy |= _add_slopes(mass[m, i], total[m, i], slopes.totals, buffers.weights)
             needed[m, first // LANES] = heavy
 
 
 @compiled
-def vjp(query, slopes, x, begin, end, log_norm, average, needed, middle, total, room, spread):
+def vjp(query, slopes, x, begin, end, norm, average, needed, answer, total, buffers, spread):
     """The second pass: Σ_n (Qᵀ ∂ℓ_n) ⊙ (x_n − x̂), added to the total.
 
     Args:
@@ -85,60 +85,60 @@ def vjp(query, slopes, x, begin, end, log_norm, average, needed, middle, total, 
         x: The source images.
         begin: First image of this thread.
         end: One more than its last.
-        log_norm: Each estimator's log-normaliser, shape (b, grid_h, grid_w).
+        norm: Each estimator's log-normaliser, shape (b, grid_h, grid_w).
         average: The mean of s under its posterior, likewise.
         needed: What the first pass wrote; all true where there is none.
-        middle: x̂ in the source's own units, shape (b, c, h, w).
+        answer: x̂ in the source's own units, shape (b, c, h, w).
         total: The sum, shape (b, c, h, w).
-        room: Buffers.
+        buffers: Buffers.
         spread: Buffers, with a ring as long as the queries' side.
     """
-    grid_h, after = log_norm.shape[1], len(room.ring) - 1 - query.before
+    grid_h, after = norm.shape[1], len(buffers.ring) - 1 - query.before
     for first in range(begin, end, LANES):
         loaded = False
         for m in range(len(query.z)):
             if not needed[m, first // LANES]:
                 continue
             if not loaded:
-                load(x, first, room.tile)
+                load(x, first, buffers.tile)
                 loaded = True
-            clear(room.ring, room.column)
+            clear(buffers.ring, buffers.column)
             clear(slopes.ring, slopes.column)
             clear(spread.ring, spread.column)
-            _enter_first_rows(query.z[m], slopes.g[m], after, room, slopes)
+            _enter_first_rows(query.z[m], slopes.g[m], after, buffers, slopes)
             for row in range(total.shape[2] + query.before):
                 if row < grid_h:
-                    _weigh_row(first, len(x), m, row, after, query, slopes, log_norm, room)
-                    _tilt(room.weights, slopes.totals, average[m, row])
-                enter_weights(row < grid_h, row, query.before, room.weights, spread)
+                    _weigh_row(first, len(x), m, row, after, query, slopes, norm, buffers)
+                    _tilt(buffers.weights, slopes.totals, average[m, row])
+                enter_weights(row < grid_h, row, query.before, buffers.weights, spread)
                 if row >= query.before:
                     _add_differences(
-                        spread.column, room.tile, row - query.before, middle[m], total[m]
+                        spread.column, buffers.tile, row - query.before, answer[m], total[m]
                     )
 
 
 @compiled
-def _enter_first_rows(z, g, after, room, slopes):
+def _enter_first_rows(z, g, after, buffers, slopes):
     """The rows that the first row of squares sees, but for the last."""
     for row in range(after):
-        enter(z, row, room)
+        enter(z, row, buffers)
     for row in range(len(slopes.ring) - 1 - slopes.before):
-        _enter_products(g, row, room.tile, slopes)
+        _enter_products(g, row, buffers.tile, slopes)
 
 
 @compiled
-def _weigh_row(first, size, m, i, after, query, slopes, log_norm, room):
+def _weigh_row(first, size, m, i, after, query, slopes, norm, buffers):
     """The weights and s of the next row of squares, or of single pixels."""
-    _next_row(first, size, m, i, after, query, slopes, room)
-    weigh(query.scale, log_norm[m, i], room)
+    _next_row(first, size, m, i, after, query, slopes, buffers)
+    weigh(query.scale, norm[m, i], buffers)
     if len(slopes.ring) == 1:
-        _pixel_slopes(slopes, m, i, room)
+        _pixel_slopes(slopes, m, i, buffers)
 
 
 @compiled
-def _pixel_slopes(slopes, m, i, room):
+def _pixel_slopes(slopes, m, i, buffers):
     """The slopes s of a row of single pixels, where there is weight."""
-    totals, tile, weights = slopes.totals, room.tile, room.weights
+    totals, tile, weights = slopes.totals, buffers.tile, buffers.weights
     for k in range(len(totals)):
         most = ZERO
         for n in range(LANES):
@@ -152,14 +152,14 @@ def _pixel_slopes(slopes, m, i, room):
 
 
 @compiled
-def _next_row(first, size, m, i, after, query, slopes, room):
+def _next_row(first, size, m, i, after, query, slopes, buffers):
     """The distances and s of a row of squares, of which one row of pixels is still to enter."""
-    enter(query.z[m], i + after, room)
-    start(first, size, query, room.totals)
-    slide(room.column, len(room.ring), after, room.totals)
+    enter(query.z[m], i + after, buffers)
+    start(first, size, query, buffers.totals)
+    slide(buffers.column, len(buffers.ring), after, buffers.totals)
     if len(slopes.ring) > 1:
         ahead = len(slopes.ring) - 1 - slopes.before
-        _enter_products(slopes.g[m], i + ahead, room.tile, slopes)
+        _enter_products(slopes.g[m], i + ahead, buffers.tile, slopes)
         slopes.totals[0] = 0.0
         slide(slopes.column, len(slopes.ring), ahead, slopes.totals)
 
@@ -219,12 +219,12 @@ def _tilt(weights, slopes, average):
 
 
 @compiled
-def _add_differences(column, tile, i, middle, total):
+def _add_differences(column, tile, i, answer, total):
     """A row of pixels of the images, less the answer's, weighted and summed over the tile."""
     c, _, w, _ = tile.shape
     for channel in range(c):
         for j in range(w):
-            part, value = ZERO, middle[channel, i, j]
+            part, value = ZERO, answer[channel, i, j]
             for n in range(LANES):
                 part += column[j, n] * np.float32(tile[channel, i, j, n] - value)
             total[channel, i, j] += part

@@ -5,126 +5,108 @@ squared differences, then a running maximum, a sum of weights and a weighted sum
 shrink when the maximum rises. All of it is float64, and nothing is ever expanded or cancelled. It
 reads the source once as it is stored; a matrix product would need it as float64 in memory first,
 which pays for many noisy images at once.
+
+The gradient with respect to z, with the slopes :math:`s_n = g^\top (x_n - \hat x)`, of which the
+posterior's mean is 0, is :math:`\frac{1}{\sigma^2} \sum_n w_n s_n (x_n - \hat x)`: one pass, too.
 """
 
 import math
+from collections.abc import Callable
 from functools import reduce
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.engine.cpu.backend import Looped
-from fpmc.engine.cpu.compiled import CUTOFF, compiled
-from fpmc.engine.cpu.threads import (
-    Need,
-    Sums,
-    answer,
-    in_units,
-    readable,
-    scaled,
-    shares,
-    side_by_side,
-)
+from fpmc.engine.cpu.compiled import compiled, readable
+from fpmc.engine.cpu.threads import Fit, Need, fit, in_parts, ranges, side_by_side
 from fpmc.engine.memory import FLOAT64
+from fpmc.engine.problem import Problem, log_weights
+from fpmc.engine.softmax import CUTOFF, OnlineSoftmax
+from fpmc.engine.units import from_units, in_units, scale
 from fpmc.modes import without_autograd
 from fpmc.operators import Ones, Operator
 from fpmc.source import Source
 
-__all__ = ["WholeImage", "denoise", "fits", "need", "vjp"]
+__all__ = ["WholeImage"]
 
 
-class WholeImage(Looped):
-    """The optimal denoiser, there and back; see :class:`Looped`."""
+class WholeImage:
+    """A :class:`fpmc.engine.autograd.Backend` for Ones Q and R."""
 
-    def need(self, *, back: bool) -> Need:
-        return need(self.source, back=back)
+    lanes = 1
+    """Source images that threads cannot share out."""
 
-    def there(self, threads: int, z: Tensor) -> Tensor:
-        return denoise(z, self.sigma, self.source, threads)
+    def __init__(self, problem: Problem):
+        self.problem = problem
 
-    def back(self, threads: int, *batches: Tensor) -> Tensor:
-        return vjp(*batches, self.sigma, self.source, threads)
+    @staticmethod
+    def covers(
+        queries: Operator, responses: Operator, source: Source, device: torch.device
+    ) -> bool:
+        """Whether Q and R both see the whole image as one, and all of it is on the CPU."""
+        ones = isinstance(queries, Ones) and isinstance(responses, Ones)
+        return ones and readable(source, device)
 
+    def fit(self, batch: int, *, back: bool) -> Fit | None:
+        """What of so many noisy images fits the budget, forward or back; None if nothing does."""
+        source = self.problem.source
+        d = math.prod(source.shape)
+        need = Need(d * FLOAT64, (6 if back else 4) * d * FLOAT64, (d + 2) * FLOAT64)
+        return fit(need, batch, self.lanes, len(source), self.problem.budget)
 
-def fits(queries: Operator, responses: Operator, source: Source, device: torch.device) -> bool:
-    """Whether Q and R both see the whole image as one, and all of it is on the CPU."""
-    return readable(source, device) and isinstance(queries, Ones) and isinstance(responses, Ones)
+    @without_autograd
+    def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        chosen = self.fit(len(z), back=False)
 
+        def mean(z: Tensor) -> Tensor:
+            flat = in_units(z, self.problem.source).flatten(1)
+            return from_units(
+                self._sum(_answer, chosen.threads, flat).mean(), z, self.problem.source
+            )
 
-def need(source: Source, *, back: bool = False) -> Need:
-    """The working memory of :func:`denoise`, or of :func:`vjp`."""
-    d = math.prod(source.shape)
-    return Need(d * FLOAT64, (6 if back else 4) * d * FLOAT64, (d + 2) * FLOAT64)
+        return in_parts(mean, chosen.b, z)
 
+    @without_autograd
+    def vjp(
+        self,
+        z: Float[Tensor, "b c h w"],
+        x_hat: Float[Tensor, "b c h w"],
+        gradient: Float[Tensor, "b c h w"],
+        to_q: Tensor | None = None,
+        to_r: Tensor | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        chosen, source = self.fit(len(z), back=True), self.problem.source
+        slope = -2 * scale(self.problem.sigma, source)
 
-@without_autograd
-def denoise(
-    z: Float[Tensor, "b c h w"], sigma: float, source: Source, threads: int
-) -> Float[Tensor, "b c h w"]:
-    """The optimal denoiser's answer. Not differentiable.
+        def to_z(z: Tensor, x_hat: Tensor, gradient: Tensor) -> Tensor:
+            flat, answer = (in_units(a, source).flatten(1) for a in (z, x_hat))
+            g = gradient.double().flatten(1).contiguous()
+            softmax = self._sum(_vjp, chosen.threads, flat, g, answer)
+            return softmax.mean().mul_(slope).view(z.shape).to(z)
 
-    Args:
-        z: Noisy images, shape (b, c, h, w).
-        sigma: Their noise level σ > 0.
-        source: S.
-        threads: How many threads share the source out.
-    """
-    z_scaled, scale, log_weights = scaled(z, sigma, source)
-    x, flat = source.images.detach().numpy(), z_scaled.flatten(1)
+        return in_parts(to_z, chosen.b, z, x_hat, gradient)
 
-    def work(part: tuple[int, int], sums: Sums, row: Tensor) -> None:
-        _gather(flat.numpy(), log_weights, scale, x, *part, *sums.arrays(), row.numpy())
+    def _sum(self, loop: Callable, threads: int, *batches: Tensor) -> OnlineSoftmax:
+        """What a compiled loop sums over the source, threads' parts merged."""
+        source, (z, *_) = self.problem.source, batches
+        prior = log_weights(source, z.cpu())
+        prior = z.new_empty(0) if prior is None else prior
+        arrays = [batch.numpy() for batch in batches]
+        arrays += [prior.numpy(), scale(self.problem.sigma, source), source.images.detach().numpy()]
 
-    parts = shares(len(source), threads, 1)
-    sums = [Sums(len(z), (), flat.shape[1:]) for _ in parts]
-    rows = [torch.empty_like(flat[0]) for _ in parts]
-    side_by_side(work, list(zip(parts, sums, rows, strict=True)))
-    merged = reduce(Sums.merge, sums)
-    mean = merged.mean()
-    return answer(mean.view(z.shape), z, source)
+        def work(part: tuple[int, int], softmax: OnlineSoftmax, row: Tensor) -> None:
+            loop(*arrays, *part, *softmax.arrays(), row.numpy())
 
-
-@without_autograd
-def vjp(
-    z: Float[Tensor, "b c h w"],
-    x_hat: Float[Tensor, "b c h w"],
-    gradient: Float[Tensor, "b c h w"],
-    sigma: float,
-    source: Source,
-    threads: int,
-) -> Float[Tensor, "b c h w"]:
-    r"""The gradient with respect to z, given that with respect to the answer, in one pass.
-
-    With the slopes :math:`s_n = g^\top (x_n - \hat x)`, of which the posterior's mean is 0, it is
-    :math:`\frac{1}{\sigma^2} \sum_n w_n s_n (x_n - \hat x)`.
-
-    Args:
-        z: Noisy images, shape (b, c, h, w).
-        x_hat: What :func:`denoise` answered.
-        gradient: g, the gradient with respect to it.
-        sigma: The noise level σ > 0.
-        source: S.
-        threads: How many threads share the source out.
-    """
-    z_scaled, scale, log_weights = scaled(z, sigma, source)
-    x, flat = source.images.detach().numpy(), z_scaled.flatten(1)
-    g, middle = gradient.double().flatten(1).contiguous(), in_units(x_hat, source).flatten(1)
-
-    def work(part: tuple[int, int], sums: Sums, row: Tensor) -> None:
-        arrays = (flat.numpy(), g.numpy(), middle.numpy(), log_weights, scale)
-        _pull(*arrays, x, *part, *sums.arrays(), row.numpy())
-
-    parts = shares(len(source), threads, 1)
-    sums = [Sums(len(z), (), (flat.shape[1],)) for _ in parts]
-    rows = [torch.empty_like(flat[0]) for _ in parts]
-    side_by_side(work, list(zip(parts, sums, rows, strict=True)))
-    merged = reduce(Sums.merge, sums)
-    return merged.mean().mul_(-2 * scale).view(z.shape).to(z)
+        parts = ranges(len(source), threads, self.lanes)
+        softmaxes = [OnlineSoftmax.empty((len(z),), tuple(z.shape)) for _ in parts]
+        rows = [torch.empty_like(z[0]) for _ in parts]
+        side_by_side(work, list(zip(parts, softmaxes, rows, strict=True)))
+        return reduce(OnlineSoftmax.merge, softmaxes)
 
 
 @compiled
-def _gather(z, log_weights, scale, x, begin, end, peak, mass, total, row):
+def _answer(z, log_weights, scale, x, begin, end, peak, mass, total, row):
     """Take images in: z (b, d), x (N, c, h, w), peak and mass (b), total (b, d), row (d)."""
     for n in range(begin, end):
         _read(x, n, row)
@@ -140,8 +122,8 @@ def _gather(z, log_weights, scale, x, begin, end, peak, mass, total, row):
 
 
 @compiled
-def _pull(z, g, middle, log_weights, scale, x, begin, end, peak, mass, total, row):
-    """Take images in, as :func:`_gather`: g, the answers and the total have z's shape (b, d)."""
+def _vjp(z, g, answer, log_weights, scale, x, begin, end, peak, mass, total, row):
+    """Take images in, as :func:`_answer`: g, the answers and the total have z's shape (b, d)."""
     for n in range(begin, end):
         _read(x, n, row)
         for m in range(len(z)):
@@ -151,10 +133,10 @@ def _pull(z, g, middle, log_weights, scale, x, begin, end, peak, mass, total, ro
             if ell >= peak[m] - CUTOFF:  # equal where a spacing of ℓ is more
                 weight, slope = math.exp(ell - peak[m]), 0.0
                 for d in range(len(row)):
-                    slope += g[m, d] * (row[d] - middle[m, d])
+                    slope += g[m, d] * (row[d] - answer[m, d])
                 mass[m] += weight
                 for d in range(len(row)):
-                    total[m, d] += weight * slope * (row[d] - middle[m, d])
+                    total[m, d] += weight * slope * (row[d] - answer[m, d])
 
 
 @compiled

@@ -5,20 +5,17 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fpmc.engine.cuda import dense_kernels
 from fpmc.engine.cuda.inputs import Inputs
 from fpmc.engine.cuda.kernels import power_of_two, types
 from fpmc.engine.cuda.precisions import NOISY, Precision, Tiles
 from fpmc.engine.cuda.sizes import Sizes, span
-from fpmc.engine.cuda.softmax import merge
+from fpmc.engine.softmax import OnlineSoftmax
+from fpmc.engine.sparsity import tile_lists
 from fpmc.operators import Dense, Identity
 
 __all__ = ["Matrices", "mean"]
-
-FULL = 0.85
-"""Share of a matrix's tiles that are not zero above which all are read: little is left to save."""
 
 
 class Matrices:
@@ -36,7 +33,8 @@ class Matrices:
         q_pixels: The pixels of Q, or dimensions.
         r: Rᵀ, shape (pixels, k), as operands; None if R is one-hot.
         coverage: Rᵀ1 of those, shape (pixels,), float64.
-        q_tiles: Where q is not zero, two tensors or two times None: see :func:`_tiles`.
+        q_tiles: Where q is not zero, two tensors or two times None: see
+            :func:`fpmc.engine.sparsity.tile_lists`.
         r_tiles: The same of r; two times None if there is none.
     """
 
@@ -49,36 +47,16 @@ class Matrices:
     ):
         self.q = precision.rounded(queries.matrix.detach().flatten(1).to(device)).contiguous()
         self.k, self.q_pixels = self.q.shape
-        self.q_tiles = _tiles(self.q, precision)
+        tiles = precision.tiles.columns, precision.tiles.inner
+        self.q_tiles = tile_lists(self.q, *tiles)
         self.r = self.coverage = None
         self.r_tiles = None, None
         if isinstance(responses, Dense):
             r = responses.matrix.detach().flatten(1).to(device)
             self.r = precision.rounded(r.T.contiguous())
             del r  # it may be a copy on the device
-            self.r_tiles = _tiles(self.r, precision)
+            self.r_tiles = tile_lists(self.r, *tiles)
             self.coverage = self.r.sum(1, dtype=torch.float64)
-
-
-def _tiles(a: Tensor, precision: Precision) -> tuple[Tensor | None, Tensor | None]:
-    """Where the tiles of a matrix that are not zero throughout begin, and how many they are.
-
-    Args:
-        a: The matrix, shape (columns of the product, what is summed over).
-        precision: Whose tiles.
-
-    Returns:
-        For each block of columns the index of every tile's first entry along what is summed over,
-        those of tiles that are not zero first and rising, shape (blocks, tiles), int32; and how
-        many are not zero, shape (blocks,), int32. (None, None) if too few are zero.
-    """
-    columns, inner = precision.tiles.columns, precision.tiles.inner
-    entries = pad(a != 0, (0, -a.shape[1] % inner, 0, -len(a) % columns))
-    some = entries.unflatten(1, (-1, inner)).any(2).unflatten(0, (-1, columns)).any(1)
-    if some.double().mean() > FULL:
-        return None, None
-    starts = some.byte().argsort(dim=1, descending=True, stable=True) * inner
-    return starts.int(), some.sum(1).int()
 
 
 def mean(
@@ -95,31 +73,31 @@ def mean(
     n, d = len(inputs.x), math.prod(inputs.x.shape[1:])
     if matrices.r is None:
         values = d // matrices.k
-        _, total = _gather(inputs, matrices, sizes, precision, 0, n, values=values)
-        return (total[:, :values] / total[:, values:]).flatten(1)
+        softmax = _softmax(inputs, matrices, sizes, precision, 0, n, values=values)
+        return softmax.mean().flatten(1)
 
     keeps_all = sizes.n >= n
     kept = inputs.z.new_empty(len(inputs.z) * min(sizes.n, n) * matrices.k)
     first = kept if keeps_all else None
-    peak, mass = _gather(inputs, matrices, sizes, precision, 0, n, kept=first)
-    log_norm = mass[:, 0].log_().add_(peak).unsqueeze(1)
+    softmax = _softmax(inputs, matrices, sizes, precision, 0, n, kept=first)
+    log_norm = softmax.mass.log_().add_(softmax.peak).unsqueeze(1)
     total = torch.zeros(len(inputs.z), d, dtype=torch.float64, device=inputs.z.device)
     for begin in range(0, n, sizes.n):
         end = min(begin + sizes.n, n)
         if not keeps_all:
-            _gather(inputs, matrices, sizes, precision, begin, end, kept=kept)
+            _softmax(inputs, matrices, sizes, precision, begin, end, kept=kept)
         weights = kept[: len(inputs.z) * (end - begin) * matrices.k]
         weights = weights.view(len(inputs.z), end - begin, matrices.k)
         weights.sub_(log_norm).exp_()
         total += _mix(inputs, weights, matrices, sizes, precision, begin, end)
     total = total.unflatten(1, (-1, len(matrices.coverage))).div_(matrices.coverage)
-    return total.flatten(1).add_(inputs.middle)
+    return total.flatten(1).add_(inputs.mid_range)
 
 
-def _gather(
+def _softmax(
     inputs, matrices, sizes, precision, begin, end, *, values=0, kept=None
-) -> tuple[Tensor, Tensor]:
-    """Each estimator's maximum (b, k), and weighted sums of its values and mass (b, values + 1, k).
+) -> OnlineSoftmax:
+    """Each estimator's maximum and mass (b, k), and weighted sums of its values (b, values, k).
 
     With ``kept`` the log-weights are written there, (b, end − begin, k).
     """
@@ -129,19 +107,19 @@ def _gather(
     splits = -(-(end - begin) // size)
     peak = inputs.z.new_empty(splits, b, k)
     total = inputs.z.new_empty(splits, b, values + 1, k)
-    dense_kernels.gather[-(-k // tiles.columns), -(-b // block_b), splits](
-        inputs.z, inputs.centre, inputs.x, inputs.log_weights, matrices.q, *matrices.q_tiles,
+    dense_kernels.mean[-(-k // tiles.columns), -(-b // block_b), splits](
+        inputs.z, inputs.offset, inputs.x, inputs.log_weights, matrices.q, *matrices.q_tiles,
         kept, peak, total, b, k, matrices.q_pixels, begin, end, size, inputs.scale,
         channels=math.prod(inputs.x.shape[1:]) // matrices.q_pixels, values=values,
         pad_values=power_of_two(values + 1), block_b=block_b, block_n=block_n,
         block_k=tiles.columns, block_p=tiles.inner, num_warps=tiles.warps,
         num_stages=_stages(matrices.q_tiles, tiles), **types(precision),
     )  # fmt: skip
-    return merge(peak, total)
+    return OnlineSoftmax.of_splits(peak, total[:, :, values], total[:, :, :values])
 
 
 def _mix(inputs, weights, matrices, sizes, precision, begin, end) -> Float[Tensor, "b d"]:
-    """Σ_n (Rᵀ w_n) ⊙ (x_n − middle) over begin … end."""
+    """Σ_n (Rᵀ w_n) ⊙ (x_n − mid_range) over begin … end."""
     b, d, tiles = len(inputs.z), math.prod(inputs.x.shape[1:]), precision.tiles
     pixels = len(matrices.r)
     channels = d // pixels
@@ -151,7 +129,7 @@ def _mix(inputs, weights, matrices, sizes, precision, begin, end) -> Float[Tenso
     total = inputs.z.new_empty(splits, b, d)
     dense_kernels.mix[-(-pixels // tiles.columns), -(-b // block_b), splits](
         weights, matrices.r, *matrices.r_tiles, inputs.x, total, b, matrices.k, pixels, begin, end,
-        size, inputs.middle, channels=channels, pad_channels=power_of_two(channels),
+        size, inputs.mid_range, channels=channels, pad_channels=power_of_two(channels),
         block_b=block_b, block_n=block_n, block_p=tiles.columns, block_k=tiles.inner,
         num_warps=tiles.warps, num_stages=_stages(matrices.r_tiles, tiles), **types(precision),
     )  # fmt: skip

@@ -18,12 +18,12 @@ import triton.language as tl
 
 from fpmc.engine.cuda.kernels import as_operand, exp, kernel
 
-__all__ = ["gather", "mix"]
+__all__ = ["mean", "mix"]
 
 
 @kernel
-def gather(
-    z, centre, x, log_weights, q, starts, counts, kept, peak, total,
+def mean(
+    z, offset, x, log_weights, q, starts, counts, kept, peak, total,
     b, k, pixels, begin, end, span, scale,
     channels: tl.constexpr, values: tl.constexpr, pad_values: tl.constexpr,
     block_b: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, block_p: tl.constexpr,
@@ -32,7 +32,7 @@ def gather(
     """Maxima, masses and weighted sums over a split of begin … end; log-weights, if to be kept.
 
     Arrays and numbers, with their shapes:
-        z: (b, channels, pixels); centre (b, pixels) or None; x (n, channels, pixels).
+        z: (b, channels, pixels); offset (b, pixels) or None; x (n, channels, pixels).
         log_weights: (n,) or None.
         scale: One number, in the kernel's type, which an argument would not be.
         q: (k, pixels), as operands.
@@ -76,8 +76,8 @@ def gather(
                 x_c = tl.load(x_at, there[:, None] & inside[None, :], other=0).to(dtype)
                 difference = z_c[:, None, :] - x_c[None, :, :]
                 delta += difference * difference
-            if centre is not None:
-                c_at = centre + m[:, None] * pixels + p[None, :]
+            if offset is not None:
+                c_at = offset + m[:, None] * pixels + p[None, :]
                 c = tl.load(c_at, some[:, None] & inside[None, :], other=0)
                 delta -= c[:, None, :]
             q_at = q + column[None, :] * pixels + p[:, None]
@@ -111,12 +111,12 @@ def gather(
 
 @kernel
 def mix(
-    weights, r, starts, counts, x, total, b, k, pixels, begin, end, span, middle,
+    weights, r, starts, counts, x, total, b, k, pixels, begin, end, span, mid_range,
     channels: tl.constexpr, pad_channels: tl.constexpr,
     block_b: tl.constexpr, block_n: tl.constexpr, block_p: tl.constexpr, block_k: tl.constexpr,
     dtype: tl.constexpr, operand: tl.constexpr, rounding: tl.constexpr,
 ):  # fmt: skip
-    """Σ_n (Rᵀ w_n) ⊙ (x_n − middle) over a split of begin … end.
+    """Σ_n (Rᵀ w_n) ⊙ (x_n − mid_range) over a split of begin … end.
 
     Arrays and numbers, with their shapes:
         weights: w, (b, end − begin, k).
@@ -161,7 +161,7 @@ def mix(
         for channel in tl.static_range(channels):
             x_at = x + (n[:, None] * channels + channel) * pixels + p[None, :]
             x_c = tl.load(x_at, (n < last)[:, None] & inside[None, :], other=0).to(dtype)
-            part = tl.sum(mixed * (x_c - middle)[None, :, :], 1)
+            part = tl.sum(mixed * (x_c - mid_range)[None, :, :], 1)
             sums += tl.where(value == channel, part[None], 0)
     out = ((split.to(tl.int64) * b + m)[None, :, None] * channels + value) * pixels
     full = (value < channels) & (m < b)[None, :, None] & inside[None, None, :]

@@ -12,12 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.cuda.precisions import Precision
+from fpmc.engine.problem import log_weights
+from fpmc.engine.units import scale, units
 from fpmc.source import Source
 
-__all__ = ["SAMPLE", "Inputs", "answer", "centre", "prepare"]
+__all__ = ["SAMPLE", "Inputs", "expected_difference", "prepare"]
 
 SAMPLE = 64
-"""Source images from which :func:`centre` takes means and variances."""
+"""Source images from which :func:`expected_difference` takes means and variances."""
 
 
 class Inputs(NamedTuple):
@@ -25,20 +27,21 @@ class Inputs(NamedTuple):
 
     Attributes:
         z: Noisy images in stored units, shape (b, c, h, w).
-        centre: c, in their square, with the pixels of Q: shape (b, *pixels); None if exact.
+        offset: c, in their square, with the pixels of Q: shape (b, *pixels); None if exact.
         x: The source's images as stored, shape (n, c, h, w).
         log_weights: log S(x_n), shape (n,); None if all are equal.
         scale: −1 / 2σ², in stored units: one number.
-        middle: The middle of the range of x. Taken from x where rounded weights of a sum of nearly
-            one are mixed, it keeps their error from being multiplied by more than half the range.
+        mid_range: The middle of the range of x. Taken from x where rounded weights of a sum of
+            nearly one are mixed, it keeps their error from being multiplied by more than half the
+            range.
     """
 
     z: Tensor
-    centre: Tensor | None
+    offset: Tensor | None
     x: Tensor
     log_weights: Tensor | None
     scale: Tensor
-    middle: float
+    mid_range: float
 
 
 def prepare(
@@ -57,22 +60,21 @@ def prepare(
         pixels: Q's shape, (h, w) or (c, h, w).
         precision: How the kernels compute.
     """
-    unit, shift = _units(source)
+    unit, shift = units(source)
     z = z.detach().double()
-    c = centre(z, sigma, source, pixels).mul_(unit**2) if precision.reduced else None
-    log_weights = source.log_weights
+    c = expected_difference(z, sigma, source, pixels).mul_(unit**2) if precision.reduced else None
     scaled = z.add(shift).mul_(unit).to(precision.dtype).contiguous()
     return Inputs(
         scaled,
         None if c is None else c.to(precision.dtype).contiguous(),
         source.images.detach(),
-        None if log_weights is None else log_weights.to(z.device, precision.dtype),
-        scaled.new_tensor(-0.5 / (sigma * unit) ** 2),
+        log_weights(source, scaled),
+        scaled.new_tensor(scale(sigma, source)),
         unit * shift,
     )
 
 
-def centre(
+def expected_difference(
     z: Float[Tensor, "b c h w"], sigma: float, source: Source, pixels: tuple[int, ...]
 ) -> Float[Tensor, "b ..."]:
     r"""A guess at the difference between z and the images that have the weight.
@@ -99,13 +101,3 @@ def centre(
     share = sigma**2 / (v + sigma**2)
     c = (z - m).mul_(share).square_().add_(v * share)
     return c.sum(1) if len(pixels) == 2 else c
-
-
-def answer(mean: Float[Tensor, "b c h w"], z: Tensor, source: Source) -> Float[Tensor, "b c h w"]:
-    """A posterior mean in stored units, back in [-1, 1], with z's type."""
-    unit, shift = _units(source)
-    return mean.double().div_(unit).sub_(shift).to(z)
-
-
-def _units(source: Source) -> tuple[float, float]:
-    return (127.5, 1.0) if source.images.dtype == torch.uint8 else (1.0, 0.0)

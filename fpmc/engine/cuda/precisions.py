@@ -10,13 +10,13 @@ bf16        bfloat16, 8 bits                    float32    the same, at twice th
 
 The products are the GPU's tensor cores' in all three. What a reduced precision loses is a part of
 each log-weight: with u = 2⁻¹¹ or 2⁻⁸ the rounding of an operand, and c_p the constant that
-:func:`fpmc.engine.cuda.inputs.centre` takes from each pixel's difference, ℓ_kn is off by up to
+:func:`fpmc.engine.cuda.inputs.offset` takes from each pixel's difference, ℓ_kn is off by up to
 :math:`\frac{2u}{2\sigma^2} \sum_p q_{kp} |\delta_{np} - c_p|`. At low noise that is small for the
 images near z, which have the weight, and large for those far from it, which have none; where z is
 near no image, it is large for all, and so is float32's own rounding of ℓ. On crops of photographs
 from σ = 0.02 to 80 the answer of a dense Q, relative to the exact one, is off by less than 2e-3
 (tf32) or 2e-2 (bf16): tested. Of squares it may be off by more: by 2.4e-3 and 2.7e-2 for LS with
-p = 15 at σ = 0.1 on CIFAR-10 (JPEG) (results/cifar10-jpeg/engine/cuda.csv).
+p = 15 at σ = 0.1 on CIFAR-10 (JPEG) (results/cifar10-jpeg/engine/kernels.csv).
 """
 
 from dataclasses import dataclass

@@ -8,8 +8,8 @@ import torch
 from fpmc.engine.cuda.inputs import SAMPLE
 from fpmc.engine.cuda.precisions import NOISY, Precision
 from fpmc.engine.memory import FLOAT64
+from fpmc.engine.problem import Problem
 from fpmc.operators import Box, Dense, Identity, Operator
-from fpmc.source import Source
 
 __all__ = ["ROWS", "Need", "Sizes", "choose", "need", "span"]
 
@@ -65,12 +65,13 @@ class Need:
         return self.once + self.z + self.z_split + self.z_image
 
 
-def need(queries: Operator, responses: Operator, source: Source, precision: Precision) -> Need:
+def need(problem: Problem, precision: Precision) -> Need:
     """The working memory of the kernels and of what prepares their inputs.
 
     Sums of a split are a maximum and a mass for each estimator, and the mean's values if they are
     made in the same pass; a second pass makes the latter in the place of the former.
     """
+    (queries, responses), source = problem.operators, problem.source
     d, k, size = math.prod(source.shape), queries.k, precision.dtype.itemsize
     log_weights = 0 if source.log_weights is None else 2 * len(source) * FLOAT64
     sample = 6 * min(SAMPLE, len(source)) * d * FLOAT64 if precision.reduced else 0
@@ -85,19 +86,14 @@ def need(queries: Operator, responses: Operator, source: Source, precision: Prec
 
 
 def choose(
-    queries: Operator,
-    responses: Operator,
-    source: Source,
-    batch: int,
-    device: torch.device,
-    limit: int,
-    precision: Precision,
+    problem: Problem, batch: int, device: torch.device, precision: Precision
 ) -> Sizes | None:
     """As many noisy images as fit, with all log-weights kept if that fits for one; None if none do.
 
     Up to a quarter of the room is for splits of the source, so that there are programs enough.
     """
-    wants, size = need(queries, responses, source, precision), len(source)
+    wants, size = need(problem, precision), len(problem.source)
+    queries, limit = problem.queries, problem.budget
     if limit < wants.least:
         return None
     room, per_z = limit - wants.once, wants.z + wants.z_split

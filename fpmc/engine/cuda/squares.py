@@ -8,7 +8,7 @@ from fpmc.engine.cuda.inputs import Inputs
 from fpmc.engine.cuda.kernels import power_of_two, types
 from fpmc.engine.cuda.precisions import Precision
 from fpmc.engine.cuda.sizes import ROWS, span
-from fpmc.engine.cuda.softmax import merge
+from fpmc.engine.softmax import OnlineSoftmax
 from fpmc.operators import Box, Identity
 
 __all__ = ["mean"]
@@ -30,15 +30,14 @@ def mean(
         precision: How the products are computed.
     """
     if isinstance(responses, Identity):
-        _, mass, total = _gather(inputs, queries, splits, precision, one_hot=True)
-        return total.div_(mass.unsqueeze(1))
-    peak, mass = _gather(inputs, queries, splits, precision, one_hot=False)
-    log_norm = mass.log_().add_(peak)
+        return _softmax(inputs, queries, splits, precision, one_hot=True).mean()
+    softmax = _softmax(inputs, queries, splits, precision, one_hot=False)
+    log_norm = softmax.mass.log_().add_(softmax.peak)
     total = _mix(inputs, log_norm, queries, responses, splits, precision)
-    return total.div_(responses.coverage().to(total)).add_(inputs.middle)
+    return total.div_(responses.coverage().to(total)).add_(inputs.mid_range)
 
 
-def _gather(inputs, queries, splits, precision, *, one_hot) -> tuple[Tensor, ...]:
+def _softmax(inputs, queries, splits, precision, *, one_hot) -> OnlineSoftmax:
     """Each estimator's maximum and mass (b, *grid), and its pixel's weighted sums (b, c, h, w)."""
     n, c, h, w = inputs.x.shape
     b, (grid_h, grid_w) = len(inputs.z), queries.grid
@@ -47,18 +46,18 @@ def _gather(inputs, queries, splits, precision, *, one_hot) -> tuple[Tensor, ...
     peak, mass = (inputs.z.new_empty(splits, b, grid_h, grid_w) for _ in range(2))
     total = inputs.z.new_empty(splits, b, c, h, w) if one_hot else None
     rows = min(ROWS, _padded(grid_h))
-    squares_kernels.gather[-(-grid_h // rows), b, splits](
-        inputs.z, inputs.centre, inputs.x, inputs.log_weights, peak, mass, total,
+    squares_kernels.mean[-(-grid_h // rows), b, splits](
+        inputs.z, inputs.offset, inputs.x, inputs.log_weights, peak, mass, total,
         n, size, inputs.scale, h, w, grid_h, grid_w, _before(queries), queries.p,
         channels=c, values=power_of_two(c) if one_hot else 0, rows=rows,
         pad_h=_padded(h), pad_w=_padded(w), pad_grid_w=_padded(grid_w),
         num_warps=_warps(h, w), **types(precision),
     )  # fmt: skip
-    return merge(peak, mass, total) if one_hot else merge(peak, mass)
+    return OnlineSoftmax.of_splits(peak, mass, total)
 
 
 def _mix(inputs, log_norm, queries, responses, splits, precision) -> Float[Tensor, "b c h w"]:
-    """Σ_n (Rᵀ w_n) ⊙ (x_n − middle)."""
+    """Σ_n (Rᵀ w_n) ⊙ (x_n − mid_range)."""
     n, c, h, w = inputs.x.shape
     b, (grid_h, grid_w) = len(inputs.z), queries.grid
     size = span(n, splits, 1)
@@ -66,8 +65,8 @@ def _mix(inputs, log_norm, queries, responses, splits, precision) -> Float[Tenso
     total = inputs.z.new_empty(splits, b, c, h, w)
     rows = min(ROWS, _padded(h))
     squares_kernels.mix[-(-h // rows), b, splits](
-        inputs.z, inputs.centre, inputs.x, inputs.log_weights, log_norm, total,
-        n, size, inputs.scale, inputs.middle, h, w, grid_h, grid_w, _before(queries), queries.p,
+        inputs.z, inputs.offset, inputs.x, inputs.log_weights, log_norm, total,
+        n, size, inputs.scale, inputs.mid_range, h, w, grid_h, grid_w, _before(queries), queries.p,
         _before(responses), responses.p, channels=c, values=power_of_two(c), rows=rows,
         pad_h=_padded(h), pad_w=_padded(w), pad_grid_h=_padded(grid_h), pad_grid_w=_padded(grid_w),
         num_warps=_warps(h, w), **types(precision),

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from fpmc.engine.cuda.kernels import as_operand, exp, kernel
 
-__all__ = ["CUTOFF", "gather", "mix"]
+__all__ = ["CUTOFF", "mean", "mix"]
 
 CUTOFF = tl.constexpr(-80.0)
 """Weights below e⁻⁸⁰ of their estimator's sum are left out where an image has no other."""
@@ -45,8 +45,8 @@ def differences(z, x, c, at, here, channels: tl.constexpr, area, dtype: tl.const
 
 
 @kernel
-def gather(
-    z, centre, x, log_weights, peak, mass, total, size, span, scale,
+def mean(
+    z, offset, x, log_weights, peak, mass, total, size, span, scale,
     h, w, grid_h, grid_w, before, p, channels: tl.constexpr, values: tl.constexpr,
     rows: tl.constexpr, pad_h: tl.constexpr, pad_w: tl.constexpr, pad_grid_w: tl.constexpr,
     dtype: tl.constexpr, operand: tl.constexpr, rounding: tl.constexpr,
@@ -54,7 +54,7 @@ def gather(
     """Each estimator's maximum and mass over a split, and if wanted its pixel's weighted sums.
 
     Arrays and numbers, with their shapes:
-        z: (b, channels, h, w); centre (b, h, w) or None; x (size, channels, h, w).
+        z: (b, channels, h, w); offset (b, h, w) or None; x (size, channels, h, w).
         log_weights: (size,) or None.
         scale: One number, in the kernel's type, which an argument would not be.
         peak: (splits, b, grid_h, grid_w), as mass; total (splits, b, channels, h, w).
@@ -68,8 +68,8 @@ def gather(
     a_rows = band(i, r, before, p, dtype)
     a_columns = tl.trans(band(j, s, before, p, dtype))
     z += b * channels * area
-    if centre is not None:
-        centre += b * area
+    if offset is not None:
+        offset += b * area
     top = tl.full((rows, pad_grid_w), float("-inf"), dtype)
     total_mass = tl.zeros((rows, pad_grid_w), dtype)
     if values > 0:
@@ -81,7 +81,7 @@ def gather(
     x_n = x + first.to(tl.int64) * channels * area
     factor = tl.load(scale)
     for n in range(first, tl.minimum(first + span, size)):
-        delta = differences(z, x_n, centre, at, here, channels, area, dtype)
+        delta = differences(z, x_n, offset, at, here, channels, area, dtype)
         delta = multiply(a_rows, delta, dtype, operand, rounding)
         ell = factor * multiply(delta, a_columns, dtype, operand, rounding)
         if log_weights is not None:
@@ -105,16 +105,16 @@ def gather(
 
 @kernel
 def mix(
-    z, centre, x, log_weights, log_norm, total, size, span, scale, middle,
+    z, offset, x, log_weights, log_norm, total, size, span, scale, mid_range,
     h, w, grid_h, grid_w, before, p, response_before, response_p,
     channels: tl.constexpr, values: tl.constexpr, rows: tl.constexpr,
     pad_h: tl.constexpr, pad_w: tl.constexpr, pad_grid_h: tl.constexpr, pad_grid_w: tl.constexpr,
     dtype: tl.constexpr, operand: tl.constexpr, rounding: tl.constexpr,
 ):  # fmt: skip
-    """Σ_n (Rᵀ w_n) ⊙ (x_n − middle) over a split, for a block of rows of pixels.
+    """Σ_n (Rᵀ w_n) ⊙ (x_n − mid_range) over a split, for a block of rows of pixels.
 
     Arrays and numbers, with their shapes:
-        z: (b, channels, h, w); centre (b, h, w) or None; x (size, channels, h, w).
+        z: (b, channels, h, w); offset (b, h, w) or None; x (size, channels, h, w).
         log_weights: (size,) or None.
         scale: One number, in the kernel's type, which an argument would not be.
         log_norm: (b, grid_h, grid_w).
@@ -136,8 +136,8 @@ def mix(
         log_norm + b * grid_h * grid_w + i[:, None] * grid_w + j[None, :], inside, other=0
     )
     z += b * channels * area
-    if centre is not None:
-        centre += b * area
+    if offset is not None:
+        offset += b * area
     channel = tl.arange(0, values)[:, None, None]
     own = channel * area + (own_r[:, None] * w + s[None, :])[None]
     there = (channel < channels) & ((own_r[:, None] < h) & (s[None, :] < w))[None]
@@ -146,7 +146,7 @@ def mix(
     x_n = x + first.to(tl.int64) * channels * area
     factor = tl.load(scale)
     for n in range(first, tl.minimum(first + span, size)):
-        delta = differences(z, x_n, centre, at, here, channels, area, dtype)
+        delta = differences(z, x_n, offset, at, here, channels, area, dtype)
         delta = multiply(a_rows, delta, dtype, operand, rounding)
         ell = factor * multiply(delta, a_columns, dtype, operand, rounding) - norm
         if log_weights is not None:
@@ -155,7 +155,7 @@ def mix(
         if tl.max(tl.max(ell, 1), 0) > CUTOFF:
             spread = multiply(r_rows, exp(ell), dtype, operand, rounding)
             spread = multiply(spread, r_columns, dtype, operand, rounding)
-            sums += spread[None] * (tl.load(x_n + own, there, other=0).to(dtype) - middle)
+            sums += spread[None] * (tl.load(x_n + own, there, other=0).to(dtype) - mid_range)
         x_n += channels * area
     part = (split * tl.num_programs(1) + b).to(tl.int64)
     tl.store(total + part * channels * area + own, sums, there)

@@ -11,16 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.engine.problem import log_weights
 from fpmc.operators import Ones, Operator
 from fpmc.source import Source
 
 __all__ = [
-    "EXACT", "FLOAT32", "FLOAT64", "Numbers", "coverage", "differences", "log_normaliser", "mix",
-    "outer", "pixels_first", "project", "tiles",
+    "EXACT", "FLOAT32", "FLOAT64", "Dtypes", "coverage", "differences", "dtypes", "mix",
+    "pixels_first", "read", "tiles",
 ]  # fmt: skip
 
 
-class Numbers(NamedTuple):
+class Dtypes(NamedTuple):
     """Which floating-point types a sum over the source runs in.
 
     Attributes:
@@ -33,14 +34,21 @@ class Numbers(NamedTuple):
     weights: torch.dtype
 
 
-EXACT = Numbers(torch.float64, torch.float32)
+EXACT = Dtypes(torch.float64, torch.float32)
 """For float32 answers: a log-weight is rounded to float32 after its running maximum is off it."""
 
-FLOAT64 = Numbers(torch.float64, torch.float64)
+FLOAT64 = Dtypes(torch.float64, torch.float64)
 """For float64 answers."""
 
-FLOAT32 = Numbers(torch.float32, torch.float32)
+FLOAT32 = Dtypes(torch.float32, torch.float32)
 """Faster, and less exact."""
+
+
+def dtypes(z: Tensor, *, exact: bool = True) -> Dtypes:
+    """The types that keep the digits of z's, or the fast ones."""
+    if not exact:
+        return FLOAT32
+    return FLOAT64 if z.dtype == torch.float64 else EXACT
 
 
 def tiles(
@@ -49,7 +57,6 @@ def tiles(
     queries: Operator,
     source: Source,
     n: int,
-    weighted: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> Iterator[tuple[Float[Tensor, "c h w n"], Float[Tensor, "k b n"]]]:
     r"""For each tile of the source, its images x and the log-weights ℓ.
@@ -64,29 +71,24 @@ def tiles(
         queries: Q, ready to act on arrays of the type.
         source: S.
         n: Source images of a tile.
-        weighted: Whether the source's weights count.
         dtype: Type of x and ℓ.
     """
     if isinstance(queries, Ones):
         dtype = torch.float64  # its expanded distance needs the digits, and takes one product
     z_t = z_t.to(dtype)
+    prior = log_weights(source, z_t)
     for start in range(0, len(source), n):
         index = slice(start, min(start + n, len(source)))
-        x = source.read(index, dtype, z_t.device).permute(1, 2, 3, 0).contiguous()
+        x = read(source, index, z_t)
         ell = _distances(z_t, sigma, x, queries).mul_(-1 / (2 * sigma**2))
-        if weighted and source.log_weights is not None:
-            ell += source.log_weights[index].to(ell)
+        if prior is not None:
+            ell += prior[index]
         yield x, ell
 
 
-def log_normaliser(ells: Iterator[tuple[Tensor, Float[Tensor, "k b n"]]]) -> Float[Tensor, "k b"]:
-    """The logarithm of the sum over the source of the weights, from tiles of log-weights."""
-    total = None
-    for _, ell in ells:
-        top = ell.amax(-1)
-        part = ell.sub_(top.unsqueeze(-1)).exp_().sum(-1).log_().add_(top)
-        total = part if total is None else torch.logaddexp(total, part)
-    return total
+def read(source: Source, index: slice, like: Tensor) -> Float[Tensor, "c h w n"]:
+    """Images of the source, pixels first."""
+    return source.read(index, like.dtype, like.device).permute(1, 2, 3, 0).contiguous()
 
 
 def differences(z_t: Tensor, x: Tensor, queries: Operator) -> Float[Tensor, "*pixels b n"]:
@@ -112,21 +114,6 @@ def mix(weights: Float[Tensor, "k b n"], x: Tensor, op: Operator) -> Float[Tenso
     if len(op.shape) == 3:
         return torch.einsum("chwbn,chwn->chwb", mixed, x)
     return torch.einsum("hwbn,chwn->chwb", mixed, x)
-
-
-def project(
-    scaled: Float[Tensor, "c h w b"], x: Float[Tensor, "c h w n"], op: Operator
-) -> Float[Tensor, "*pixels b n"]:
-    """g̃ ⊙ x_n, per pixel or per dimension, as the operator wants it."""
-    if len(op.shape) == 3:
-        return scaled.unsqueeze(-1) * x.unsqueeze(-2)
-    return torch.einsum("chwb,chwn->hwbn", scaled, x)
-
-
-def outer(left: Float[Tensor, "k b n"], right: Tensor) -> Float[Tensor, "k p"]:
-    """Sum over pairs (b, n) of left ⊗ right."""
-    k, b, n = left.shape
-    return left.reshape(k, b * n) @ right.reshape(right.shape[:-2].numel(), b * n).T
 
 
 def coverage(responses: Operator, z_t: Float[Tensor, "c h w b"]) -> Float[Tensor, "..."]:

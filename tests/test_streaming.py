@@ -1,13 +1,12 @@
-"""Passes over the source: what is kept between them, and how precise they are."""
+"""The streaming backend: what is kept between its passes, and how precise they are."""
 
 import pytest
 import torch
 
 import fpmc
 from fpmc import FPMC, Source, diffusion
-from fpmc.engine import memory
-from fpmc.engine.streaming.backend import Streaming
-from fpmc.engine.streaming.tiles import EXACT
+from fpmc.engine.problem import Problem
+from fpmc.engine.streaming import Streaming, sizes
 from fpmc.operators import Box, Dense, Identity, Ones
 from fpmc.source import to_float
 from tests.helpers import PeakMemory, exact, images, matrix, relative
@@ -51,8 +50,8 @@ def test_answers_and_gradients_are_float64_s_whatever_is_kept(kind):
 def everything(kind, source, z, budget):
     """The answer, and gradients of z, Q and R if it has a matrix."""
     queries, responses = operators(kind)
-    streaming = Streaming(0.3, queries, responses, source, budget)
-    size = streaming.size(len(z), z.device, streaming.numbers(z), back=True)
+    streaming = Streaming(Problem(queries, responses, source, 0.3, budget))
+    size = streaming.size(len(z), z, back=True)
     assert size.kept == (budget > 2**20)
     x_hat, gradient = streaming.answer(z), images(3, SHAPE, 9).to(z)
     to_q = torch.zeros_like(queries.matrix)
@@ -87,9 +86,9 @@ def test_what_is_kept_is_what_saves_a_product():
         ((Ones(SHAPE[1:]),) * 2, False, False),
         ((Box(SHAPE[1:], 3),) * 2, False, False),
     ):
-        streaming = Streaming(0.3, queries, responses, source)
-        assert streaming.size(2, z.device, EXACT, back=False).kept == forth
-        assert streaming.size(2, z.device, EXACT, back=True).kept == back
+        streaming = Streaming(Problem(queries, responses, source, 0.3))
+        assert streaming.size(2, z, back=False).kept == forth
+        assert streaming.size(2, z, back=True).kept == back
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
@@ -98,7 +97,7 @@ def test_images_without_weight_may_be_left_out_of_the_mix(sigma):
     queries, responses = operators("dense")
     source = Source(images(300, SHAPE, 0))
     z = diffusion.add_noise(source[:2], sigma, 0)
-    answer = Streaming(sigma, queries, responses, source).answer(z)
+    answer = Streaming(Problem(queries, responses, source, sigma)).answer(z)
     assert relative(answer, exact(z, sigma, queries, responses, source)) < 1e-6
 
 
@@ -156,5 +155,5 @@ def test_compiled_paths_go_back_within_the_budget(kind):
 def test_products_take_a_budget_s_worth_of_pairs():
     """Tiles with what is kept are never so small that products crawl."""
     for b in (1, 8, 64):
-        size = memory.tile(b, 50_000, (3, 32, 32), operators("dense"), keep=4)
-        assert size.b * size.n >= memory.FEWEST_PAIRS
+        size = sizes.tile(b, 50_000, (3, 32, 32), operators("dense"), keep=4)
+        assert size.b * size.n >= sizes.FEWEST_PAIRS

@@ -1,21 +1,25 @@
-"""The compiled paths against the reference, and how the engine chooses among its paths."""
+"""How the engine chooses a backend, and the compiled ones against the reference."""
 
+import os
+import subprocess
 import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fpmc
 from fpmc import FPMC, Source, diffusion, engine
-from fpmc.engine.cpu import compiled, whole_image
-from fpmc.engine.cpu import squares as squares_path
-from fpmc.engine.cpu import threads as cpu_threads
-from fpmc.engine.memory import tolerance
-from fpmc.engine.streaming.backend import Streaming
+from fpmc.engine.cpu import compiled
+from fpmc.engine.cpu.squares import Squares, safe
+from fpmc.engine.cpu.threads import ranges
+from fpmc.engine.cpu.whole_image import WholeImage
+from fpmc.engine.precision import tolerance
+from fpmc.engine.problem import Problem
+from fpmc.engine.streaming import Streaming
 from fpmc.operators import Box, Dense, Identity, Ones
-from tests.helpers import PeakMemory, exact, images, matrix, relative
+from tests.helpers import PeakMemory, collections, exact, images, matrix, relative, threads
 
 CHANNELS = st.sampled_from([1, 2, 3])
 SIDES = st.integers(1, 9)
@@ -53,32 +57,32 @@ KINDS = ["PSPC-Square", "LS", "clipped", "single pixels"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40)
 @given(
     c=CHANNELS, h=SIDES, w=SIDES, p=SIDES, n=SIZES, sigma=SIGMAS, dtype=TYPES, seed=SEEDS,
-    threads=st.integers(1, 3), spread=st.sampled_from([1.0, 0.05]),
+    cores=st.integers(1, 3), spread=st.sampled_from([1.0, 0.05]),
 )  # fmt: skip
-def test_squares_agree_with_the_reference(kind, c, h, w, p, n, sigma, dtype, seed, threads, spread):
+def test_squares_agree_with_the_reference(kind, c, h, w, p, n, sigma, dtype, seed, cores, spread):
     queries, responses = squares(h, w, min(p, h, w), kind)
     source = sources(n, (c, h, w), dtype, seed, spread)
     z = noisy(2, source, sigma, seed)
-    assert squares_path.fits(queries, responses, source, z.device)
-    answer = squares_path.denoise(z, sigma, queries, responses, source, threads)
+    assert Squares.covers(queries, responses, source, z.device)
+    with threads(cores):
+        answer = Squares(Problem(queries, responses, source, sigma)).answer(z)
     assert answer.dtype == torch.float32
     assert relative(answer, exact(z, sigma, queries, responses, source)) < 0.2 * tolerance(sigma)
 
 
-@settings(max_examples=40)
 @given(
     c=CHANNELS, h=SIDES, w=SIDES, n=SIZES, sigma=SIGMAS, dtype=TYPES, seed=SEEDS,
-    threads=st.integers(1, 3), spread=st.sampled_from([1.0, 0.05]),
+    cores=st.integers(1, 3), spread=st.sampled_from([1.0, 0.05]),
 )  # fmt: skip
-def test_the_whole_image_agrees_with_the_reference(c, h, w, n, sigma, dtype, seed, threads, spread):
+def test_the_whole_image_agrees_with_the_reference(c, h, w, n, sigma, dtype, seed, cores, spread):
     source = sources(n, (c, h, w), dtype, seed, spread)
     z = noisy(2, source, sigma, seed).double()
     ones = Ones((h, w))
-    assert whole_image.fits(ones, Ones((c, h, w)), source, z.device)
-    answer = whole_image.denoise(z, sigma, source, threads)
+    assert WholeImage.covers(ones, Ones((c, h, w)), source, z.device)
+    with threads(cores):
+        answer = WholeImage(Problem(ones, ones, source, sigma)).answer(z)
     assert relative(answer, exact(z, sigma, ones, ones, source)) < 1e-9
 
 
@@ -129,7 +133,10 @@ def test_an_outlier_does_not_reach_squares_that_do_not_see_it():
     source = Source(images(100, (1, 9, 9), 0))
     z = noisy(2, source, 0.05, 0)
     z[0, 0, 0, 0] = 1e7
-    assert not squares_path.safe(z, 0.05, 3)
+    assert not safe(1e7, 0.05, queries, 1)
+    chosen = engine.plan(queries, responses, source, 2, sigma=0.05, largest=1e7)
+    assert (chosen.path, chosen.back) == ("streaming", "streaming")
+    assert engine.plan(queries, responses, source, 2, sigma=0.05, largest=1.2).path == "squares"
     answer = FPMC(queries, responses, source)(z, 0.05)
     assert relative(answer, exact(z, 0.05, queries, responses, source)) < 1e-6
 
@@ -140,9 +147,10 @@ def test_the_number_of_threads_changes_rounding_alone(kind):
     source = Source(fpmc.source.to_uint8(images(1_000, (3, 12, 12), 0)))
     for sigma in (0.05, 1.0, 20.0):
         z = noisy(3, source, sigma, 0)
-        answers = [
-            squares_path.denoise(z, sigma, queries, responses, source, t) for t in (1, 2, 3, 7)
-        ]
+        answers = []
+        for cores in (1, 2, 3, 7):
+            with threads(cores):
+                answers.append(Squares(Problem(queries, responses, source, sigma)).answer(z))
         for answer in answers[1:]:
             assert relative(answer, answers[0]) < 1e-6
 
@@ -150,19 +158,22 @@ def test_the_number_of_threads_changes_rounding_alone(kind):
 def test_threads_change_nothing_for_the_whole_image():
     source = Source(images(500, (3, 9, 9), 0))
     z = noisy(3, source, 2.0, 0).double()
-    answers = [whole_image.denoise(z, 2.0, source, threads) for threads in (1, 2, 5)]
+    answers, ones = [], Ones((9, 9))
+    for cores in (1, 2, 5):
+        with threads(cores):
+            answers.append(WholeImage(Problem(ones, ones, source, 2.0)).answer(z))
     for answer in answers[1:]:
         assert relative(answer, answers[0]) < 1e-13
 
 
 @pytest.mark.parametrize("size", [1, 5, 64, 65, 1000])
-@pytest.mark.parametrize("threads", [1, 2, 3, 50])
-def test_shares_cover_the_source_once(size, threads):
+@pytest.mark.parametrize("cores", [1, 2, 3, 50])
+def test_ranges_cover_the_source_once(size, cores):
     for lanes in (1, 64):
-        parts = cpu_threads.shares(size, threads, lanes)
+        parts = ranges(size, cores, lanes)
         assert [n for part in parts for n in range(*part)] == list(range(size))
         assert all(begin % lanes == 0 and begin < end for begin, end in parts)
-        assert len(parts) <= threads
+        assert len(parts) <= cores
 
 
 @given(t=st.floats(-87, 0))
@@ -190,6 +201,40 @@ def test_where_no_machine_code_can_be_kept_it_is_made_anew(monkeypatch):
     assert compiled.compiled(abs)(-1) == 1
 
 
+def test_where_there_is_no_space_to_keep_machine_code_there_is_an_answer(tmp_path):
+    code = """if True:
+        import errno, numba.core.caching as caching
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        caching.IndexDataCacheFile.save = full
+        import torch, fpmc
+        source = fpmc.Source(torch.rand(20, 1, 8, 8))
+        for denoiser in (fpmc.methods.optimal(source), fpmc.methods.pspc_square(source, 3)):
+            assert denoiser(torch.zeros(1, 1, 8, 8), 1.0).isfinite().all()
+    """
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_machine_code_of_an_older_version_is_made_anew(tmp_path):
+    """Its index names classes, which may have other names by now."""
+    code = """if True:
+        import pathlib, sys, torch, fpmc
+        source = fpmc.Source(torch.rand(20, 1, 8, 8))
+        answer = fpmc.methods.pspc_square(source, 3)(torch.zeros(1, 1, 8, 8), 1.0)
+        assert answer.isfinite().all()
+        for index in pathlib.Path(sys.argv[1]).rglob("*.nbi"):
+            index.write_bytes(index.read_bytes().replace(b"Buffers", b"Shields"))
+    """
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr.decode()
+
+
 class TestGradients:
     """The compiled paths answer; the streaming engine goes back."""
 
@@ -201,7 +246,7 @@ class TestGradients:
         leaf = z.clone().requires_grad_()
         answer = engine.denoise(leaf, 0.6, *operators, source)
         (ours,) = torch.autograd.grad((answer * direction).sum(), leaf)
-        expected = Streaming(0.6, *operators, source).vjp(z, answer.detach(), direction)
+        expected = Streaming(Problem(*operators, source, 0.6)).vjp(z, answer.detach(), direction)
         torch.testing.assert_close(ours, expected)
 
     @pytest.mark.parametrize("border", ["valid", "clip"])
@@ -210,18 +255,31 @@ class TestGradients:
         pixel = Box((7, 6), 1, border)
         source = Source(images(100, (3, 7, 6), 0))
         z, direction = noisy(2, source, 0.6, 0), images(2, (3, 7, 6), 1)
-        expected = Streaming(0.6, pixel, pixel, source).vjp(z, z, direction)
+        expected = Streaming(Problem(pixel, pixel, source, 0.6)).vjp(z, z, direction)
         empty = torch.empty
 
         def spoilt(*shape, **options):
             made = empty(*shape, **options)
             return made.fill_(torch.nan) if made.is_floating_point() else made
 
-        squares = squares_path.Squares(0.6, pixel, pixel, source)
-        monkeypatch.setattr(squares_path.torch, "empty", spoilt)
+        squares = Squares(Problem(pixel, pixel, source, 0.6))
+        monkeypatch.setattr(torch, "empty", spoilt)
         answer = squares.answer(z)
         torch.testing.assert_close(squares.vjp(z, z, direction), expected)
         assert answer.isfinite().all()
+
+
+NAMES = {Squares: "squares", WholeImage: "whole image", Streaming: "streaming"}
+
+
+def recorded(method, path, way, ran):
+    """The method, which says that it ran."""
+
+    def call(self, *arguments):
+        ran.append((NAMES[path], way))
+        return method(self, *arguments)
+
+    return call
 
 
 class TestPlan:
@@ -251,6 +309,32 @@ class TestPlan:
         assert self.path(*operators, device="meta") == "streaming"
         half = Source(torch.zeros(3, 3, 8, 8, dtype=torch.float16))
         assert engine.plan(*operators, half, 1).path == "streaming"
+
+    @pytest.mark.parametrize("structure", ["optimal", "PSPC-Square", "LS", "dense", "mixed"])
+    @pytest.mark.parametrize("batch", [2, 60])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("precision", ["exact", "float32"])
+    @pytest.mark.parametrize("missing", ["", "numba"])
+    def test_the_path_that_runs_is_the_plan_s(
+        self, structure, batch, dtype, precision, missing, monkeypatch
+    ):
+        ran = []
+        for path in (Squares, WholeImage, Streaming):
+            for way in ("answer", "vjp"):
+                monkeypatch.setattr(path, way, recorded(getattr(path, way), path, way, ran))
+        monkeypatch.setattr(compiled, "MISSING", missing)
+        operators = collections((3, 8, 8), 0)[structure]
+        source = Source(fpmc.source.to_uint8(images(300, (3, 8, 8), 0)))
+        for budget in (2**19 if structure == "mixed" else 2**17, 2**30):
+            z = noisy(batch, source, 0.5, 0).to(dtype).requires_grad_()
+            options = {"dtype": dtype, "budget": budget, "precision": precision}
+            largest = z.detach().abs().max().item()
+            chosen = engine.plan(*operators, source, batch, sigma=0.5, largest=largest, **options)
+            assert "numba" not in missing or chosen.path == "streaming"
+            denoiser = FPMC(*operators, source, budget=budget).with_precision(precision)
+            ran.clear()
+            denoiser(z, 0.5).sum().backward()
+            assert ran == [(chosen.path, "answer"), (chosen.back, "vjp")]
 
     def test_many_noisy_images_make_matrix_products_worth_while(self):
         ones = Ones((8, 8))

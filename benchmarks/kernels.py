@@ -1,6 +1,6 @@
 """The CUDA kernels: checked against the float64 engine, then timed, in one run on one machine.
 
-    python benchmarks/cuda.py [--data cifar10] [--b 8 64] [--method ...] [--out cuda.csv]
+    python benchmarks/kernels.py [--data cifar10] [--b 8 64] [--method ...] [--out kernels.csv]
 
 PSPC-Flex's masks are discs, of a tenth of the image; Lukoianov's are its own, at a threshold of
 0.05. The alternatives, in float32 PyTorch on the same device:
@@ -33,9 +33,11 @@ from paths import discs, loop, one_line
 
 import fpmc
 from fpmc import Source, diffusion, methods
-from fpmc.engine import cuda
-from fpmc.engine.memory import tolerance
-from fpmc.engine.streaming.backend import Streaming
+from fpmc.engine import sparsity
+from fpmc.engine.cuda import Cuda
+from fpmc.engine.precision import tolerance
+from fpmc.engine.problem import Problem
+from fpmc.engine.streaming import Streaming
 from fpmc.operators import Box, Dense, Identity
 from fpmc.source import to_float
 
@@ -79,10 +81,11 @@ def peaks(side=8192):
 
 def check(name, queries, responses, z, sigma, source):
     """How far each precision is from the float64 engine; stops if exact is not."""
-    wanted = Streaming(sigma, queries, responses, source).answer(z.double())
+    wanted = Streaming(Problem(queries, responses, source, sigma)).answer(z.double())
     errors = {}
     for precision in ("exact", "tf32", "bf16"):
-        answer = cuda.denoise(z, sigma, queries, responses, source, precision=precision)
+        asked = Problem(queries, responses, source, sigma, precision=precision)
+        answer = Cuda(asked).answer(z)
         errors[precision] = ((answer - wanted).norm() / wanted.norm()).item()
     if not errors["exact"] <= tolerance(sigma):
         sys.exit(f"{name}, sigma = {sigma}: off by {errors['exact']:.2g}")
@@ -118,13 +121,11 @@ def alternatives(z, x, sigma, queries, responses):
 
 def with_all_tiles(work):
     """Seconds where tiles of zeros are read like all others."""
-    from fpmc.engine.cuda import dense  # which needs Triton
-
-    full, dense.FULL = dense.FULL, -1.0
+    most, sparsity.MOST_TILES = sparsity.MOST_TILES, -1.0
     try:
         return fastest(work)
     finally:
-        dense.FULL = full
+        sparsity.MOST_TILES = most
 
 
 def loop_over_estimators(z, x, sigma, queries):
@@ -175,7 +176,8 @@ def main():
                     row = {"dataset": options.label, "method": name, "sigma": sigma, "seed": 0}
                     row |= {"N": len(source), "b": b, "precision": precision, "error": error}
                     start = time.perf_counter()
-                    work = partial(cuda.denoise, *arguments, options.budget, precision)
+                    asked = Problem(*arguments[2:], sigma, options.budget, precision)
+                    work = partial(Cuda(asked).answer, z[:b])
                     row["seconds"] = fastest(work)
                     all_tiles = with_all_tiles(work) if products else math.nan
                     pairs, k = b * len(source), queries.k

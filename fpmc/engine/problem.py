@@ -1,0 +1,65 @@
+r"""What is asked of the engine: Q, R, S and σ, and how much it may take.
+
+.. math::
+    \ell_{kn} = -\frac{(Q \delta_n)_k}{2\sigma^2} + \log S(x_n), \qquad
+    w_{kn} = \operatorname{softmax}_n \ell_{kn}, \qquad
+    \hat{x} = \Big[\sum_n (R^\top w_{\cdot n}) \odot x_n\Big] \oslash R^\top 1 .
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fpmc.engine.memory import resolve
+from fpmc.operators import Operator
+from fpmc.source import Source
+
+__all__ = ["Problem", "log_weights"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A collection at one noise level.
+
+    Attributes:
+        queries: Q, with K estimators.
+        responses: R, with the same K; every pixel needs a positive sum.
+        source: S.
+        sigma: The noise level σ > 0.
+        budget: Bytes of working memory, inputs and results not counted; 1 GiB for None.
+        precision: What is computed in, see :mod:`fpmc.engine.precision`.
+    """
+
+    queries: Operator
+    responses: Operator
+    source: Source
+    sigma: float
+    budget: int | None = None
+    precision: str = "exact"
+
+    def __post_init__(self):
+        object.__setattr__(self, "budget", resolve(self.budget))
+
+    @property
+    def operators(self) -> tuple[Operator, Operator]:
+        """Q and R."""
+        return self.queries, self.responses
+
+    @property
+    def exact(self) -> bool:
+        """Whether answers keep the digits of z's type."""
+        return self.precision == "exact"
+
+
+def log_weights(source: Source, like: Tensor) -> Float[Tensor, " n"] | None:
+    """Log S(x_n) with the type of ``like``, where it lies; None if all are equal.
+
+    An image that was left out has a log-weight of −∞. It is the half of the lowest number of the
+    type here: low enough that its weight is 0 beside any other, and finite, so that no difference
+    of two of them is NaN.
+    """
+    if source.log_weights is None:
+        return None
+    return source.log_weights.to(like).clamp(min=torch.finfo(like.dtype).min / 2)

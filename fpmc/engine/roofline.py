@@ -1,0 +1,161 @@
+"""What a call costs at least: its operations, its memory traffic, and what a device can do."""
+
+import math
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from fpmc.engine.problem import Problem
+from fpmc.engine.sparsity import Windowed
+from fpmc.engine.streaming.arithmetic import Dtypes
+from fpmc.engine.streaming.sizes import Tile
+from fpmc.operators import Box, Dense, Ones, Operator
+
+__all__ = ["Cost", "Peaks", "cuda", "measure_peaks", "squares", "streaming", "whole_image"]
+
+EXP = 15
+"""Operations that an exponential counts for."""
+
+
+class Peaks(NamedTuple):
+    """What a device can do.
+
+    Attributes:
+        flops: Operations a second, of a float64 matrix product.
+        flops32: The same, of a float32 one.
+        bytes: Bytes a second, of a copy, read and written.
+    """
+
+    flops: float
+    flops32: float
+    bytes: float
+
+
+class Cost(NamedTuple):
+    """What a call takes.
+
+    Attributes:
+        flops: Operations in float64.
+        flops32: Operations in float32.
+        bytes: Bytes of the source and its copies that pass through main memory.
+    """
+
+    flops: float
+    flops32: float
+    bytes: float
+
+
+@lru_cache(maxsize=4)
+def measure_peaks(device: str | torch.device = "cpu") -> Peaks:
+    """Time matrix products and a copy, the best of three each, with the threads there are.
+
+    Args:
+        device: Where.
+    """
+    device = torch.device(device)
+    long = torch.ones(2**23, dtype=torch.float64, device=device)
+    copy = torch.empty_like(long)
+    return Peaks(
+        *(_product_rate(dtype, device) for dtype in (torch.float64, torch.float32)),
+        2 * long.nbytes / _fastest(lambda: copy.copy_(long), device),
+    )
+
+
+def whole_image(problem: Problem, batch: int, b: int) -> Cost:
+    """Of the compiled whole image: a difference, its square and a weighted sum per dimension."""
+    source = problem.source
+    per_pair = 5 * math.prod(source.shape) + EXP
+    return Cost(len(source) * batch * per_pair, 0, -(-batch // b) * source.images.nbytes)
+
+
+def squares(problem: Problem, batch: int, b: int) -> Cost:
+    """Of compiled squares: δ and two running sums, log-weights, and what spreads them."""
+    (queries, responses), source = problem.operators, problem.source
+    c, h, w = source.shape
+    passes, pairs = _passes(responses), len(source) * batch
+    per_pass = (3 * c + 1) * h * w + 5 * queries.k
+    spread = 0 if responses.partition else 4 * h * w
+    return Cost(
+        pairs * passes * per_pass,
+        pairs * (passes * EXP * queries.k + spread + 2 * c * h * w),
+        -(-batch // b) * passes * source.images.nbytes,
+    )
+
+
+def cuda(problem: Problem, batch: int, b: int, *, kept: bool) -> Cost:
+    """Of the CUDA kernels, of dense matrices all, though tiles of zeros are left out."""
+    (queries, responses), source = problem.operators, problem.source
+    d, passes, pairs = math.prod(source.shape), _passes(responses), len(source) * batch
+    applied = 1 if kept and isinstance(queries, Dense) else passes
+    operations = applied * (3 * d + _operations(queries, d)) + _operations(responses, d) + 2 * d
+    operations *= pairs
+    weights = pairs * passes * EXP * queries.k
+    return Cost(
+        operations if problem.exact else 0,
+        weights + (0 if problem.exact else operations),
+        -(-batch // b) * passes * source.images.nbytes,
+    )
+
+
+def streaming(
+    problem: Problem, ready: tuple[Operator, Operator], types: Dtypes, batch: int, size: Tile
+) -> Cost:
+    """Of the streaming engine.
+
+    Args:
+        problem: What is asked.
+        ready: Q and R as they are multiplied with: on windows, where they are.
+        types: The types of log-weights and of weights.
+        batch: Number of noisy images.
+        size: How much of them, and of the source, at a time.
+    """
+    (queries, responses), source = ready, problem.source
+    d, passes, pairs = math.prod(source.shape), _passes(responses), len(source) * batch
+    applied = 1 if size.kept else passes
+    differences = 0 if isinstance(queries, Ones) else 3 * d
+    first = applied * (differences + _operations(queries, d)) + passes * 2 * queries.k
+    second = passes * EXP * queries.k + _operations(responses, d) + 2 * d
+    counts = list(zip((first, second), types, strict=True))
+    return Cost(
+        pairs * sum(n for n, dtype in counts if dtype == torch.float64),
+        pairs * sum(n for n, dtype in counts if dtype != torch.float64),
+        -(-batch // size.b) * passes * len(source) * 4 * d * types[0].itemsize,
+    )
+
+
+def _passes(responses: Operator) -> int:
+    """Passes over the source."""
+    return 1 if responses.partition else 2
+
+
+def _operations(op: Operator, d: int) -> int:
+    """What an operator takes for one pair of images of d dimensions."""
+    if isinstance(op, Dense):
+        return 2 * op.matrix.numel()
+    if isinstance(op, Windowed):
+        return 2 * op.size
+    if isinstance(op, Box):
+        return 4 * math.prod(op.shape) * op.p.bit_length()
+    return 2 * d if isinstance(op, Ones) else 0
+
+
+def _product_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of a matrix product."""
+    a = torch.ones(1536, 1536, dtype=dtype, device=device)
+    product = torch.empty_like(a)
+    return 2 * len(a) ** 3 / _fastest(lambda: torch.mm(a, a, out=product), device)
+
+
+def _fastest(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that the work takes, the best of three."""
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

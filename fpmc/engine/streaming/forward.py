@@ -1,0 +1,62 @@
+r"""The answer from the tiles of a source.
+
+The softmax runs online over tiles of source images. If every pixel belongs to one estimator (R is
+all ones or the identity) a single pass does: when the maximum rises, the sums made so far shrink
+with it. Otherwise a first pass finds each estimator's normaliser and a second one mixes. Where the
+budget has room for the log-weights of a few noisy images against the whole source, the first pass
+keeps them: Q, which is what takes the time, is applied once.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fpmc.engine.softmax import OnlineSoftmax, exp
+from fpmc.engine.streaming.arithmetic import Dtypes, coverage, mix
+from fpmc.engine.streaming.kept import Kept, significant
+from fpmc.engine.streaming.sizes import Tile
+from fpmc.operators import Operator
+from fpmc.source import Source
+
+__all__ = ["forward"]
+
+
+def forward(
+    z_t: Float[Tensor, "c h w b"],
+    sigma: float,
+    queries: Operator,
+    responses: Operator,
+    source: Source,
+    size: Tile,
+    types: Dtypes,
+) -> tuple[Float[Tensor, "c h w b"], Float[Tensor, "k b"]]:
+    """x̂ and the estimators' log-normalisers, float64.
+
+    Args:
+        z_t: Noisy images, pixels first, float64.
+        sigma: Their noise level.
+        queries: Q, ready to act on log-weights' type.
+        responses: R, ready to act on weights' type.
+        source: S.
+        size: How much of the source at a time, and whether log-weights are kept.
+        types: The types to compute in.
+    """
+    softmax, total = OnlineSoftmax(), torch.zeros_like(z_t)
+    kept = Kept(z_t, sigma, queries, source, size, types)
+    for i, (x, ell) in enumerate(kept.first()):
+        t = softmax.take(ell, types.weights)
+        if responses.partition:
+            if softmax.shrink is not None:
+                total *= responses.transpose(softmax.shrink)
+            total += mix(softmax.weigh(t), x.to(t), responses)
+        else:
+            kept.put(i, softmax.peak, t)
+            softmax.weigh(t)
+    log_norm = softmax.log_norm()
+    if responses.partition:
+        return total / responses.transpose(softmax.mass), log_norm
+
+    for x, t, _ in kept.again(log_norm):
+        use = significant(t)
+        total += mix(exp(t[..., use]), x[..., use].to(t), responses)
+    return total / coverage(responses, z_t), log_norm

@@ -1,0 +1,164 @@
+"""What filtered posteriors are, beside their mean: weights, means, effective numbers, modes."""
+
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fpmc.engine.softmax import OnlineSoftmax
+from fpmc.engine.sparsity import ready
+from fpmc.engine.streaming.arithmetic import FLOAT64, pixels_first, tiles
+from fpmc.engine.streaming.forward import forward
+from fpmc.engine.streaming.sizes import tile
+from fpmc.modes import without_autograd
+from fpmc.operators import Ones, Operator
+from fpmc.source import Source
+
+__all__ = [
+    "effective_number",
+    "mean_and_evidence",
+    "nearest",
+    "posterior_means",
+    "posterior_weights",
+]
+
+
+@without_autograd
+def posterior_weights(
+    z: Float[Tensor, "b c h w"],
+    sigma: float,
+    queries: Operator,
+    source: Source,
+    budget: int | None = None,
+) -> Float[Tensor, "b k n"]:
+    """The filtered posteriors w of (9), all of them. Arguments as in :class:`fpmc.FPMC`'s call."""
+    result = z.new_empty(len(z), queries.k, len(source))
+    for part, walk in _parts(z, sigma, queries, source, budget):
+        log_norm = _log_norm(walk()).unsqueeze(-1)
+        start = 0
+        for x, ell in walk():
+            stop = start + x.shape[-1]
+            result[part, :, start:stop] = ell.sub_(log_norm).exp_().movedim(1, 0)
+            start = stop
+    return result
+
+
+@without_autograd
+def posterior_means(
+    z: Float[Tensor, "b c h w"],
+    sigma: float,
+    queries: Operator,
+    source: Source,
+    budget: int | None = None,
+) -> Float[Tensor, "b k c h w"]:
+    """The filtered posterior means of (7), one whole image per estimator, before R mixes them."""
+    result = z.new_empty(len(z), queries.k, *source.shape)
+    for part, walk in _parts(z, sigma, queries, source, budget, whole_images=True):
+        log_norm = _log_norm(walk()).unsqueeze(-1)
+        total = 0
+        for x, ell in walk():
+            weights = ell.sub_(log_norm).exp_().flatten(0, 1)  # (k·b, n)
+            total += weights @ x.flatten(0, 2).T
+        result[part] = total.view(queries.k, -1, *source.shape).movedim(1, 0)
+    return result
+
+
+@without_autograd
+def effective_number(
+    z: Float[Tensor, "b c h w"],
+    sigma: float,
+    queries: Operator,
+    source: Source,
+    budget: int | None = None,
+) -> Float[Tensor, "b k"]:
+    r"""How many images a posterior spreads over: :math:`1 / \sum_n w_{kn}^2`, from 1 to N.
+
+    At least float32.
+    """
+    result = z.new_empty(len(z), queries.k, dtype=_at_least_float32(z))
+    for part, walk in _parts(z, sigma, queries, source, budget):
+        log_norm = _log_norm(walk()).unsqueeze(-1)
+        squares = sum(ell.sub_(log_norm).mul_(2).exp_().sum(-1) for _, ell in walk())
+        result[part] = (1 / squares).T
+    return result
+
+
+@without_autograd
+def nearest(
+    z: Float[Tensor, "b c h w"], queries: Operator, source: Source, budget: int | None = None
+) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"]]:
+    """Each estimator's nearest source image: where its posterior goes as σ → 0.
+
+    Returns:
+        The squared distance (Q δ)_k, shape (b, k), at least float32, and the image's position in
+        the source.
+    """
+    distances = z.new_empty(len(z), queries.k, dtype=_at_least_float32(z))
+    positions = torch.empty(len(z), queries.k, dtype=torch.long, device=z.device)
+    for part, walk in _parts(z, 2**-0.5, queries, source.unweighted(), budget):
+        best, position, start = None, None, 0
+        for x, ell in walk():
+            value, index = ell.max(-1)
+            if best is None:
+                best, position = value, index
+            else:
+                position = torch.where(value > best, index + start, position)
+                best = torch.maximum(value, best)
+            start += x.shape[-1]
+        if isinstance(queries, Ones):  # what the expanded square left of a distance of zero
+            found = source.read(position[0], torch.float64, z.device)
+            best = -(z[part].double() - found).square().flatten(1).sum(1).unsqueeze(0)
+        distances[part], positions[part] = -best.T, position.T
+    return distances, positions
+
+
+@without_autograd
+def mean_and_evidence(
+    z: Float[Tensor, "b c h w"],
+    sigma: float,
+    queries: Operator,
+    responses: Operator,
+    source: Source,
+    budget: int | None = None,
+    held: int = 0,
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
+    r"""The answer, and each estimator's log-evidence :math:`\log\sum_n \exp\ell_{kn}`, in float64.
+
+    Arguments as in :class:`fpmc.FPMC`'s call, and ``held``, the bytes of the budget that the
+    caller's own arrays take.
+    """
+    operators = (queries, responses)
+    size = tile(len(z), len(source), source.shape, operators, budget, z.device, held=held)
+    answer = torch.empty_like(z, dtype=torch.float64)
+    evidence = answer.new_empty(len(z), queries.k)
+    q, r = (ready(op, answer) for op in operators)
+    for start in range(0, len(z), size.b):
+        part = slice(start, start + size.b)
+        total, log_norm = forward(pixels_first(z[part]), sigma, q, r, source, size, FLOAT64)
+        answer[part], evidence[part] = total.movedim(-1, 0), log_norm.T
+    return answer, evidence
+
+
+def _log_norm(walk) -> Float[Tensor, "k b"]:
+    """The log-normalisers, from tiles of log-weights."""
+    softmax = OnlineSoftmax()
+    for _, ell in walk:
+        softmax.weigh(softmax.take(ell))
+    return softmax.log_norm()
+
+
+def _at_least_float32(z: Tensor) -> torch.dtype:
+    """A type that holds numbers of images, and distances."""
+    return torch.promote_types(z.dtype, torch.float32)
+
+
+def _parts(z, sigma, queries, source, budget, *, whole_images=False):
+    """The batch in parts that fit the budget, each with a function that runs over its tiles."""
+    size = tile(
+        len(z), len(source), source.shape, (queries,), budget, z.device, whole_images=whole_images
+    )
+    queries = ready(queries, z.new_empty(0, dtype=torch.float64))
+    for start in range(0, len(z), size.b):
+        part = slice(start, start + size.b)
+        yield part, partial(tiles, pixels_first(z[part]), sigma, queries, source, size.n)
