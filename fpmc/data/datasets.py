@@ -76,7 +76,7 @@ def load(
       come with the package, the first of each class. Asked for more, up to 60,000 and 10,000, it
       reads the four original files below root, in its folders ``fashion-mnist`` or
       ``FashionMNIST/raw``, or in ``/usr/share/datasets/fashion-mnist``; otherwise torchvision
-      downloads them. All train or all test images are chosen from then.
+      downloads them.
     - ``cifar10``: from ``cifar10-train.zip`` and ``cifar10-test.zip`` below root if they are
       there, otherwise through torchvision, which downloads it (170 MB) and checks its hash.
     - ``ffhq64``, ``afhqv2-64``: from ``ffhq-64x64.zip`` and ``afhqv2-64x64.zip`` below root, made
@@ -153,8 +153,9 @@ def _read(name: str, root: Path, n_train: int, n_test: int) -> tuple[Part, Part 
         return Part(images, digits.target.astype(np.int64)), None
     if name == "fashion":
         train, test = fashion.shipped()
-        more = n_train > len(train.images) or n_test > len(test.images)
-        return fashion.originals(root) if more else (train, test)
+        more = (n_train > len(train.images), n_test > len(test.images))
+        whole = fashion.originals(root) if any(more) else ()
+        return whole[0] if more[0] else train, whole[1] if more[1] else test
     if name == "cifar10":
         archives = [root / f"cifar10-{part}.zip" for part in ("train", "test")]
         found = [archive.exists() for archive in archives]

@@ -13,7 +13,8 @@ Image.init()  # without it Pillow knows its commonest formats alone
 
 SUFFIXES = {
     "AVIF": (".avif",),
-    "BMP": (".bmp", ".dib"),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
     "GIF": (".gif",),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "JPEG2000": (".jp2", ".j2k"),
