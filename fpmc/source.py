@@ -66,13 +66,15 @@ class Source:
     """
 
     def __init__(self, images: Any, weights: Any = None, labels: Any = None):
-        if isinstance(images, np.ndarray):
+        is_array = isinstance(images, np.ndarray)
+        if is_array:
             images = _from_numpy(images)
         elif not isinstance(images, Tensor):
             listed = isinstance(images, list | tuple)
+            package = "np" if listed and isinstance((*images, None)[0], np.ndarray) else "torch"
             raise TypeError(
                 f"images: got {type(images).__name__}, wanted a tensor or array (n, c, h, w)"
-                + " (torch.stack makes one of a list)" * listed
+                + f" ({package}.stack makes one of a list)" * listed
             )
         if images.layout != torch.strided or images.is_meta:
             raise TypeError(
@@ -106,7 +108,8 @@ class Source:
         if w in CHANNELS and (far_apart or c == h > max(CHANNELS)):
             raise ValueError(
                 f"images: got shape {(n, c, h, w)}, which looks like (n, h, w, c), wanted "
-                "(n, c, h, w): move the last axis with images.movedim(-1, 1)"
+                "(n, c, h, w): move the last axis with "
+                + ("np.moveaxis(images, -1, 1)" if is_array else "images.movedim(-1, 1)")
             )
         for name, given in (("images", images), ("weights", weights)):
             if isinstance(given, Tensor) and given.requires_grad:
