@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from fpmc.checks import as_images, as_whole_number, kind
@@ -176,24 +176,19 @@ class Source:
         are those of a source that was made without it.
 
         Args:
-            index: Positions of images, a list or a tensor of whole numbers.
+            index: Positions of images, 0 … n − 1: a whole number, a list, an array or a tensor.
 
         Raises:
-            TypeError: If they are no whole numbers.
+            TypeError: If they are not whole numbers.
             ValueError: If one is out of range, or no image would be left.
         """
-        index = torch.as_tensor(index).flatten()
+        index = _positions(index, len(self))
         if index.numel() == 0:
             return self
-        if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-            raise TypeError(f"index: got {index.dtype}, wanted positions of images")
-        first, last = (value.item() for value in index.aminmax())
-        if first < 0 or last >= len(self):
-            raise ValueError(f"index: got positions {first} to {last}, wanted 0 to {len(self) - 1}")
         kept = torch.zeros(len(self), dtype=torch.float64)
         if self.log_weights is not None:
             kept = self.log_weights.cpu().clone()
-        kept[index.cpu()] = -torch.inf
+        kept[index] = -torch.inf
         if kept.max() == -torch.inf:
             raise ValueError("index: got every image that is left, wanted some to stay")
         return self._with_log_weights(kept - kept.logsumexp(0))
@@ -263,6 +258,23 @@ def _labels(labels: Any, n: int) -> Int64[Tensor, " n"]:
     if tuple(labels.shape) != (n,):
         raise ValueError(f"labels: got shape {tuple(labels.shape)}, wanted ({n},)")
     return labels.to("cpu", torch.int64)
+
+
+def _positions(index: Any, n: int) -> Int[Tensor, " m"]:
+    """Positions of images as a flat tensor on the CPU."""
+    try:
+        index = torch.as_tensor(index).flatten().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"index: got {kind(index)}, wanted positions of images") from None
+    if index.numel() == 0:
+        return index.long()
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise TypeError(f"index: got {index.dtype}, wanted positions of images")
+    index = index.long()  # of bytes, PyTorch would make a mask
+    first, last = (value.item() for value in index.aminmax())
+    if first < 0 or last >= n:
+        raise ValueError(f"index: got positions {first} to {last}, wanted 0 to {n - 1}")
+    return index
 
 
 def _log_weights(weights: Any, n: int) -> Float[Tensor, " n"]:
