@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from fpmc.checks import as_whole_number
@@ -148,6 +147,8 @@ def load(
 def _read(name: str, root: Path, n_train: int, n_test: int) -> tuple[Part, Part | None]:
     """All training images, and the test images if the dataset has them apart."""
     if name == "digits":
+        from sklearn.datasets import load_digits  # which takes longer than all the rest
+
         digits = load_digits()
         images = np.round(digits.images[:, None] * (255 / 16)).astype(np.uint8)
         return Part(images, digits.target.astype(np.int64)), None

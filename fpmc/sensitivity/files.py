@@ -39,7 +39,8 @@ def load(network: str | os.PathLike) -> dict[float, Float[Tensor, "k h w"]]:
     path = Path(network)
     if isinstance(network, str) and not path.suffix and not path.exists():
         raise ValueError(
-            f"network: got {network!r}, wanted one of {', '.join(_shipped())}, or a file of maps"
+            f"network: got {network!r}, wanted one of {', '.join(_shipped())}, or a file of maps, "
+            f"as python -m fpmc.sensitivity --network {network} --out FILE.npz makes"
         )
     return read(path)
 
