@@ -168,6 +168,9 @@ def test_a_part_of_the_source_is_the_source_of_that_part():
     part = SoftFPMC(*PAIRS["PSPC-Flex"], fpmc.Source(soft.source.images[5:30]))
     ours = soft.loss(z, target, 0.5, torch.tensor([2, 7]), only=some)
     torch.testing.assert_close(ours, part.loss(z, target, 0.5, torch.tensor([2])))
+    without = SoftFPMC(*PAIRS["PSPC-Flex"], soft.source.without([2, 7]))
+    here = soft.loss(z, target, 0.5, torch.tensor([2, 7]))
+    torch.testing.assert_close(here, without.loss(z, target, 0.5))
     every = soft.loss(z, target, 0.5, only=torch.arange(40))
     assert torch.equal(every, soft.loss(z, target, 0.5))
 

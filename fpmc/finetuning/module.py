@@ -93,7 +93,7 @@ class SoftFPMC(nn.Module):
         Raises:
             TypeError, ValueError: As :class:`fpmc.FPMC` does.
         """
-        source = self.source if without is None else _left(self.source, without)
+        source = self.source if without is None else self.source.without(without)
         return FPMC(*self.operators(), source, budget=self.budget)(z, sigma)
 
     def loss(
@@ -161,11 +161,3 @@ def _frozen(op: Operator) -> Operator:
     frozen = copy(op)
     frozen.matrix = op.matrix.detach().clone()
     return frozen
-
-
-def _left(source: Source, without: Int[Tensor, " m"]) -> Source:
-    """The source without the images at these positions."""
-    keep = torch.ones(len(source), dtype=torch.bool)
-    keep[without.cpu()] = False
-    weights = None if source.log_weights is None else source.log_weights[keep].exp()
-    return Source(source.images[keep.to(source.images.device)], weights)
