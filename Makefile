@@ -45,7 +45,7 @@ figure: .venv/installed ## draw the picture that the README shows, from the land
 	$(BIN)/python book/overview.py
 
 results: .venv/installed ## compute the tables of results/DATA, in stages that resume: make results DATA=cifar10 DEVICE=cuda
-	$(BIN)/python results/compute.py --data $(DATA) --device $(DEVICE) $(ARGS)
+	$(BIN)/python -m fpmc.experiments --data "$(DATA)" --device "$(DEVICE)" $(ARGS)
 
 lint: .venv/installed ## format and lint the code
 	$(BIN)/ruff format .

@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,3 +50,28 @@ def test_parts_merge_and_splits_are_put_together(seed, spread):
     for softmax in (first, splits):
         torch.testing.assert_close(softmax.log_norm(), ell.logsumexp(-1))
         assert relative(softmax.mean(), expected) < 1e-12
+
+
+@pytest.mark.parametrize("none", [slice(0, 20), slice(0, 40), slice(20, 60), slice(40, 60)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_without_weight_add_nothing(none, dtype):
+    """Also where a tile holds no others, or all tiles so far."""
+    ell, values = drawn(0, 3.0)
+    ell[..., none] = -torch.inf
+    ell, expected = ell.to(dtype), torch.einsum("kbn,nv->kvb", ell.softmax(-1), values)
+    tiled, parts = OnlineSoftmax(), []
+    for begin in (0, 20, 40):
+        part = OnlineSoftmax()
+        for softmax in (tiled, part):
+            weights = softmax.weigh(softmax.take(ell[..., begin : begin + 20].clone())).double()
+            softmax.add(torch.einsum("kbn,nv->kvb", weights, values[begin : begin + 20]))
+        parts.append((part.peak, part.mass, part.total))
+    splits = OnlineSoftmax.of_splits(*(torch.stack(sums) for sums in zip(*parts, strict=True)))
+    merged = OnlineSoftmax.empty((3, 2), (3, 4, 2))
+    for sums in parts:
+        merged.merge(OnlineSoftmax(*sums))
+    for softmax in (tiled, splits, merged):
+        torch.testing.assert_close(
+            softmax.log_norm(), ell.double().logsumexp(-1), rtol=1e-6, atol=1e-6
+        )
+        assert relative(softmax.mean(), expected) < (1e-6 if dtype == torch.float32 else 1e-12)

@@ -1,5 +1,6 @@
 """A source without some of its images answers as one that was made without them."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,11 +99,22 @@ def test_it_composes_and_copies_nothing():
     assert source.without([]) is source
 
 
+@pytest.mark.parametrize("of", [list, torch.tensor, np.array, np.uint8, range])
+def test_positions_are_whole_numbers_however_they_come(of):
+    """Bytes too, of which PyTorch would make a mask."""
+    index = range(3) if of is range else of([0, 1, 2])
+    left_out = Source(images(N, SHAPE, 0)).without(index).log_weights == -torch.inf
+    assert left_out.nonzero().flatten().tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("index", "error", "message"),
     [
         ([0.5], TypeError, "index: got torch.float32, wanted positions of images"),
         ([True], TypeError, "index: got torch.bool"),
+        (["a"], TypeError, "index: got list, wanted positions of images"),
+        (None, TypeError, "index: got NoneType, wanted positions of images"),
+        (slice(3), TypeError, "index: got slice, wanted positions of images"),
         ([-1], ValueError, "index: got positions -1 to -1, wanted 0 to 299"),
         ([2, 300], ValueError, "index: got positions 2 to 300, wanted 0 to 299"),
         (list(range(N)), ValueError, "index: got every image that is left"),

@@ -8,7 +8,8 @@ Log-weights come a part at a time. What was summed before shrinks when a larger 
     T' = T e^{m - m'} + \sum_n e^{\ell_n - m'} v_n .
 
 Parts that were summed apart merge by the same rule. At the end :math:`T / M` is the mean of the
-values v and :math:`m + \log M` the log-normaliser. Source: Milakov and Gimelshein (2018).
+values v and :math:`m + \log M` the log-normaliser. A log-weight of −∞ is an image without weight;
+where all of them are, M is 0. Source: Milakov and Gimelshein (2018).
 """
 
 import math
@@ -64,7 +65,7 @@ class OnlineSoftmax:
 
         All three are overwritten. No answer depends on which part ended first.
         """
-        top = peak.amax(0)
+        top = _finite(peak.amax(0))
         shrink = peak.sub_(top).exp_()
         mass = mass.mul_(shrink).sum(0)
         if total is not None:
@@ -86,7 +87,7 @@ class OnlineSoftmax:
         if self.peak is not None:
             top = torch.maximum(top, self.peak)
             self.shrink = (self.peak - top).double().exp_()
-        self.peak = top
+        self.peak = top = _finite(top)
         return ell.sub_(top.unsqueeze(-1)).to(dtype or ell.dtype)
 
     def weigh(self, t: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows n"]:
@@ -104,7 +105,7 @@ class OnlineSoftmax:
 
     def merge(self, other: "OnlineSoftmax") -> "OnlineSoftmax":
         """Take the sums of another part in; both are overwritten."""
-        top = torch.maximum(self.peak, other.peak)
+        top = _finite(torch.maximum(self.peak, other.peak))
         for part in (self, other):
             shrink = part.peak.sub_(top).exp_()
             part.mass.mul_(shrink)
@@ -123,6 +124,11 @@ class OnlineSoftmax:
     def log_norm(self) -> Float[Tensor, "*rows"]:
         """The logarithm of the sum of all weights, float64."""
         return self.peak.double() + self.mass.log()
+
+
+def _finite(peak: Tensor) -> Tensor:
+    """The peak, or for −∞ the lowest number, from which −∞ differs by −∞ and not by NaN."""
+    return peak.clamp_(min=torch.finfo(peak.dtype).min)
 
 
 def exp(t: Tensor) -> Tensor:

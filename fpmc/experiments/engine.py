@@ -4,10 +4,13 @@ import shlex
 import subprocess
 import sys
 
+import torch
+
 from fpmc.engine.memory import resolve
+from fpmc.experiments.clock import Clock
+from fpmc.experiments.job import Job
+from fpmc.experiments.provenance import ROOT
 from fpmc.storage import whole
-from stages.clock import Clock
-from stages.job import ROOT, Job
 
 __all__ = ["DEFAULT", "run"]
 
@@ -23,23 +26,21 @@ DEFAULT = {
 """What runs where nothing else is asked for: scripts of the folder, and their arguments."""
 
 
-def run(job: Job, clock: Clock, benchmarks: list[str]) -> None:
+def run(job: Job, clock: Clock) -> None:
     """Run each script that has no table yet, with ``--out`` for its table, kept if it ends well.
 
     Args:
         job: Where to, and on which device.
         clock: The time there is.
-        benchmarks: Scripts with their arguments, as on a command line, in which {data}, {label},
-            {device}, {n} and {budget} are the dataset, what tables call it, the device, the number
-            of source images and the bytes of working memory. Where the job's data lie is added.
 
     Raises:
         FileNotFoundError: If there is no such script.
         ValueError: If a script fails, or its arguments name something else.
     """
     values = {name: getattr(job, name) for name in ("data", "label", "device")}
-    values |= {"n": len(job.source), "budget": resolve(job.budget)}
+    values |= {"n": len(job.source), "budget": resolve(job.bytes)}
     root = ["--root", job.root] if job.root else []
+    benchmarks = job.benchmark or DEFAULT[torch.device(job.device).type]
     for words in benchmarks:
         try:
             script, *arguments = (word.format(**values) for word in shlex.split(words))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,13 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fpmc import diffusion, metrics
+from fpmc.experiments import contest, schedules
+from fpmc.experiments.clock import Clock
+from fpmc.experiments.job import Job, in_batches
+from fpmc.experiments.tables import Table, arrays, keep_arrays, numbers
 from fpmc.results import MEASURES, SETTINGS
 from fpmc.source import to_uint8
-from fpmc.storage import whole
-from stages import contest, schedules
-from stages.clock import Clock
-from stages.job import Job, in_batches
-from stages.table import Table, numbers
 
 __all__ = ["run"]
 
@@ -31,26 +29,40 @@ COPY = 0.01
 def run(job: Job, clock: Clock) -> None:
     """Compute the rows that are missing, a part of the samples at a time."""
     reference = job.called(job.other_file)
-    table = Table(job.out / "samples.csv", KEY)
     found = schedules.found(job, contest.wanted(job, contest.searched(job)))
     network = contest.Contestant(job.called(job.reference_file), "", None)
     everyone = [network, *contest.contestants(job, found)]
     heads = [dict(zip(KEY, (job.label, reference, *who[:2]), strict=True)) for who in everyone]
-    missing = [(head, who) for head, who in zip(heads, everyone, strict=True) if head not in table]
-    if not missing:
-        return
-    _settle(job, {"reference": reference, "network": network.method})
+    with Table(job.out / "samples.csv", KEY).collected() as table:
+        missing = [
+            (head, who)
+            for head, who in zip(heads, everyone, strict=True)
+            if not table.has(head, _settings(job, who))
+        ]
+        if missing:
+            _settle(job, {"reference": reference, "network": network.method})
+            _fill(job, clock, table, missing)
+
+
+def _settings(job: Job, who: contest.Contestant) -> dict[str, object]:
+    return job.settings(who.method, job.samples, job.reference_file, job.other_file)
+
+
+def _fill(
+    job: Job, clock: Clock, table: Table, missing: list[tuple[dict[str, str], contest.Contestant]]
+) -> None:
+    network = job.called(job.reference_file)
     shape = tuple(job.dataset.train.shape[1:])
     start = diffusion.initial_noise(job.samples, shape, job.seed + 1).to(job.device)
     target = diffusion.sample(in_batches(job.other_network, job.batch), start, job.levels)
-    _keep(job.out / "samples.npz", {reference: _images(target)})
+    keep_arrays(job.out / "samples.npz", {job.called(job.other_file): _images(target)})
     for head, who in tqdm(missing, desc="samples"):
-        if who is network:
+        if who.method == network:
             denoiser = in_batches(job.reference, job.batch)
         else:
-            denoiser = job.method(who.method, who.knob)
+            denoiser = job.make(who.method, who.knob)
         each = _each(job, who.name, denoiser, start, target, clock)
-        table.add({**head, **_summary(each), **job.provenance(who.method)})
+        table.add({**head, **_settings(job, who), **_summary(each), **job.provenance(who.method)})
 
 
 def _settle(job: Job, named: dict[str, str]) -> None:
@@ -60,13 +72,13 @@ def _settle(job: Job, named: dict[str, str]) -> None:
         ValueError: If it was not.
     """
     path, settings = job.out / "each.npz", {**named, "seed": job.seed, "steps": len(job.levels)}
-    wanted, held = json.dumps(settings), _kept(path)
+    wanted, held = json.dumps(settings), arrays(path)
     if held and str(held.get(SETTINGS)) != wanted:
         raise ValueError(
             f"{path}: holds samples by {held.get(SETTINGS, 'unknown settings')}, wanted {wanted}: "
             "name another folder as --out"
         )
-    _keep(path, {SETTINGS: np.array(wanted)})
+    keep_arrays(path, {SETTINGS: np.array(wanted)})
 
 
 def _each(
@@ -79,7 +91,7 @@ def _each(
 ) -> Float[Tensor, "n 3"]:
     """What :data:`MEASURES` names, of every sample; what is in the file is taken from it."""
     path, size = job.out / "each.npz", job.part or len(start)
-    each = _kept(path).get(name)
+    each = arrays(path).get(name)
     if each is None or len(each) != len(start):
         each = np.full((len(start), len(MEASURES)), np.nan)
     for begin in range(0, len(start), size):
@@ -88,14 +100,14 @@ def _each(
             continue
         with clock.unit(name):
             drawn = diffusion.sample(denoiser, start[part], job.levels)
-            distance = metrics.nearest(drawn.clamp(-1, 1), job.source, budget=job.budget)[0][:, 0]
+            distance = metrics.nearest(drawn.clamp(-1, 1), job.source, budget=job.bytes)[0][:, 0]
             each[part, 0] = _apart(metrics.mse, drawn, target[part])
             each[part, 1] = _apart(metrics.r2, drawn, target[part])
             each[part, 2] = distance.cpu().numpy()
             if begin == 0:
                 copies = distance < COPY if job.papers else None
-                _keep(job.out / "samples.npz", {name: _images(drawn, copies)})
-            _keep(path, {name: each})
+                keep_arrays(job.out / "samples.npz", {name: _images(drawn, copies)})
+            keep_arrays(path, {name: each})
     return torch.from_numpy(each)
 
 
@@ -122,18 +134,3 @@ def _images(drawn: Tensor, copies: Tensor | None = None) -> np.ndarray:
     if copies is not None:
         images[copies[:KEPT]] = 128
     return images.cpu().numpy()
-
-
-def _kept(path: Path) -> dict[str, np.ndarray]:
-    if not path.exists():
-        return {}
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
-
-
-def _keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Put arrays beside those that a file holds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    held = _kept(path)
-    with whole(path) as beside, beside.open("wb") as file:
-        np.savez_compressed(file, **held | arrays)

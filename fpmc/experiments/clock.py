@@ -5,11 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Clock", "OutOfTimeError"]
+from fpmc.limits import OutOfTimeError
 
-
-class OutOfTimeError(Exception):
-    """The minutes are over; what was done is kept, and the same command goes on."""
+__all__ = ["Clock"]
 
 
 class Clock:

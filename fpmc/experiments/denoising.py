@@ -9,10 +9,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fpmc import diffusion, metrics
-from stages import contest, schedules
-from stages.clock import Clock
-from stages.job import Job, in_batches
-from stages.table import Table, numbers
+from fpmc.experiments import contest, schedules
+from fpmc.experiments.clock import Clock
+from fpmc.experiments.job import Job, in_batches
+from fpmc.experiments.tables import Table, numbers
 
 __all__ = ["run"]
 
@@ -49,20 +49,27 @@ class Questions:
 
 def run(job: Job, clock: Clock) -> None:
     """Compute the rows that are missing."""
-    table = Table(job.out / "denoising.csv", KEY)
     found = schedules.found(job, contest.wanted(job, contest.searched(job)))
     questions = Questions(job)
-    missing = [work for work in _rows(job, found) if work[0] not in table]
-    denoiser, made = None, None
-    for head, contestant, i in tqdm(missing, desc="denoising"):
-        with clock.unit(contestant.method):
-            if made != contestant:
-                denoiser, made = job.method(contestant.method, contestant.knob), contestant
-            z, target = questions.at(head["z"], i)
-            start = time.perf_counter()
-            error = metrics.mse(denoiser(z, job.levels[i]), target)
-            seconds = time.perf_counter() - start
-            table.add({**head, **numbers(error), **job.provenance(contestant.method, seconds)})
+    points = min(job.points, len(job.dataset.test))
+
+    def settings(method: str) -> dict[str, object]:
+        return job.settings(method, points, job.reference_file)
+
+    with Table(job.out / "denoising.csv", KEY).collected() as table:
+        every = _rows(job, found)
+        missing = [work for work in every if not table.has(work[0], settings(work[1].method))]
+        denoiser, made = None, None
+        for head, contestant, i in tqdm(missing, desc="denoising"):
+            with clock.unit(contestant.method):
+                if made != contestant:
+                    denoiser, made = job.make(contestant.method, contestant.knob), contestant
+                z, target = questions.at(head["z"], i)
+                start = time.perf_counter()
+                error = metrics.mse(denoiser(z, job.levels[i]), target)
+                told = job.provenance(contestant.method, time.perf_counter() - start)
+                row = {**head, **settings(contestant.method), **numbers(error)}
+                table.add({**row, **told})
 
 
 def _rows(

@@ -8,14 +8,16 @@ are searched around them, and Lukoianov's threshold is 0.05 and 0.02.
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from fpmc.experiments.job import Job
+from fpmc.experiments.options import COMPARED
 from fpmc.methods import schedules
+from fpmc.methods.registry import METHODS
 from fpmc.results import contestant
-from stages.job import Job
 
 __all__ = ["KNOBS", "Contestant", "contestants", "published", "searched", "values", "wanted"]
 
-KNOBS = ("pspc_square", "ls", "els", "lukoianov", "pspc_flex")
-SIDES = ("pspc_square", "ls", "els")
+KNOBS = tuple(name for name in COMPARED if METHODS[name].knob)
+"""The methods that have a schedule."""
 THRESHOLDS = (0.05, 0.02)
 """Lukoianov's thresholds that the papers used."""
 
@@ -65,7 +67,7 @@ def contestants(job: Job, found: dict[str, dict[float, float]]) -> Iterator[Cont
     for name in wanted(job, ("optimal", "wiener")):
         yield Contestant(name, "", None)
     for name in found:
-        convert = int if name in SIDES else float
+        convert = int if METHODS[name].has_sides else float
         yield Contestant(name, "found", {s: convert(v) for s, v in found[name].items()})
     schedule = published(job)
     three = ("pspc_square", "pspc_flex", "lukoianov")
@@ -78,7 +80,7 @@ def contestants(job: Job, found: dict[str, dict[float, float]]) -> Iterator[Cont
 
 def wanted(job: Job, names: Iterable[str]) -> list[str]:
     """Those of the methods that are to run."""
-    return [name for name in names if not job.only or name in job.only]
+    return [name for name in names if not job.method or name in job.method]
 
 
 def _is_published(schedule: str, method: str) -> bool:

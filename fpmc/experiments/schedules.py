@@ -1,6 +1,6 @@
 """Every searched method's error to the network over its knob and σ, forward z."""
 
-import csv
+import shutil
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -9,14 +9,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fpmc import diffusion, methods, metrics
+from fpmc.experiments import contest
+from fpmc.experiments.clock import Clock
+from fpmc.experiments.job import Job, in_batches
+from fpmc.experiments.tables import Table, numbers
 from fpmc.methods.schedules import FOUND, patch_schedule
-from fpmc.storage import whole
-from stages import contest
-from stages.clock import Clock
-from stages.job import ROOT, Job, in_batches
-from stages.table import Table, numbers
+from fpmc.methods.search import errors_around
+from fpmc.storage import whole, write_rows
 
-__all__ = ["found", "run"]
+__all__ = ["found", "run", "store"]
 
 SEARCHED = (0.02, 20.0)
 """Noise levels of the search; outside, the nearest level's value is taken."""
@@ -25,8 +26,18 @@ KEY = ("data", "network", "method", "sigma", "value", "n_source")
 
 def run(job: Job, clock: Clock) -> None:
     """Search, and keep the schedules in the form of the published tables."""
-    table = Table(job.out / "schedules.csv", KEY)
-    x = job.test(job.searched or job.points)
+    with Table(job.out / "schedules.csv", KEY).collected() as table:
+        _fill(job, clock, table)
+    _keep(job)
+
+
+def _settings(job: Job, name: str) -> dict[str, object]:
+    points = min(job.search_points or job.points, len(job.dataset.test))
+    return job.settings(name, points, job.reference_file)
+
+
+def _fill(job: Job, clock: Clock, table: Table) -> None:
+    x = job.test(job.search_points or job.points)
 
     @lru_cache(maxsize=1)
     def question(i: int):
@@ -35,17 +46,17 @@ def run(job: Job, clock: Clock) -> None:
 
     def error(name: str, i: int, value: float) -> float:
         head = _head(job, name, i) | {"value": value}
-        if head not in table:
+        settings = _settings(job, name)
+        if not table.has(head, settings):
             with clock.unit(name):
                 z, target = question(i)
                 start = time.perf_counter()
-                estimate = metrics.mse(job.method(name, value)(z, job.levels[i]), target)
-                seconds = time.perf_counter() - start
-                table.add({**head, **numbers(estimate), **job.provenance(name, seconds)})
+                estimate = metrics.mse(job.make(name, value)(z, job.levels[i]), target)
+                told = job.provenance(name, time.perf_counter() - start)
+                table.add({**head, **settings, **numbers(estimate), **told})
         return float(table[head]["mse"])
 
     _search(job, contest.wanted(job, contest.searched(job)), error, "schedules")
-    _store(job)
 
 
 def found(job: Job, names: list[str]) -> dict[str, dict[float, float]]:
@@ -58,7 +69,7 @@ def found(job: Job, names: list[str]) -> dict[str, dict[float, float]]:
 
     def error(name: str, i: int, value: float) -> float:
         head = _head(job, name, i) | {"value": value}
-        if head not in table:
+        if not table.has(head, _settings(job, name)):
             raise ValueError(f"{table.path}: not complete; run the stage schedules to its end")
         return float(table[head]["mse"])
 
@@ -86,46 +97,43 @@ def _search(
         tried, measure = contest.values(job, name), partial(error, name, i)
         if job.papers:
             p = patch_schedule(contest.published(job), name, job.side)(job.levels[i])
-            errors = _around(tried, p, measure)
+            errors = errors_around(tried, p, measure)
         else:
             errors = {value: measure(value) for value in tried}
         best[name][float(f"{job.levels[i]:.6g}")] = min(sorted(errors), key=errors.get)
     return best
 
 
-def _around(
-    values: list[float], middle: float, measure: Callable[[float], float]
-) -> dict[float, float]:
-    """{value: error} around the middle, on until the lowest error has both its neighbours."""
-    start = min(range(len(values)), key=lambda place: abs(values[place] - middle))
-    low, high = max(start - 1, 0), min(start + 1, len(values) - 1)
-    errors = {value: measure(value) for value in values[low : high + 1]}
-    while True:
-        best = min(sorted(errors), key=errors.get)
-        if best == values[low] and low > 0:
-            low -= 1
-            errors[values[low]] = measure(values[low])
-        elif best == values[high] and high < len(values) - 1:
-            high += 1
-            errors[values[high]] = measure(values[high])
-        else:
-            return errors
-
-
-def _store(job: Job) -> None:
-    """A table like the published ones, in the package if it is one of its; once all are found."""
+def _keep(job: Job) -> None:
+    """A table like the published ones beside the others, once all are found."""
     try:
         columns = found(job, contest.searched(job))
     except ValueError:
         return
-    tables = Path(methods.__file__).parent / "tables"
-    inside = job.data in FOUND and job.out == ROOT / "results" / job.data
-    path = tables / f"{job.data}.csv" if inside else job.out / "schedule.csv"
-    with whole(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["step", "sigma", *columns])
-        for step, level in enumerate(job.levels):
-            sigma = float(f"{level:.6g}")
-            if all(sigma in column for column in columns.values()):
-                kept = (f"{column[sigma]:g}" for column in columns.values())
-                writer.writerow([step, sigma, *kept])
+    rows = []
+    for step, level in enumerate(job.levels):
+        sigma = float(f"{level:.6g}")
+        if all(sigma in column for column in columns.values()):
+            kept = {name: f"{column[sigma]:g}" for name, column in columns.items()}
+            rows.append({"step": step, "sigma": sigma, **kept})
+    write_rows(job.out / "schedule.csv", rows)
+
+
+def store(job: Job) -> Path:
+    """Take the schedules that a run found into the package: a step of its own, never a side effect.
+
+    Returns:
+        The file in the package.
+
+    Raises:
+        ValueError: If the data's schedules are not the package's, or the search is not complete.
+    """
+    if job.data not in FOUND:
+        raise ValueError(f"data: got {job.data!r}, wanted one of {', '.join(FOUND)}")
+    path = job.out / "schedule.csv"
+    if not path.exists():
+        raise ValueError(f"{path}: no such file; run the stage schedules to its end")
+    inside = Path(methods.__file__).parent / "tables" / f"{job.data}.csv"
+    with whole(inside) as beside:
+        shutil.copyfile(path, beside)
+    return inside

@@ -6,12 +6,14 @@ pixels for a threshold up to that share changes. The share is the published thre
 :data:`COARSE_SHARE`, and values have :data:`COARSE` binary digits.
 """
 
+from torch import Tensor
+
 from fpmc import sensitivity
+from fpmc.experiments import contest
+from fpmc.experiments.clock import Clock
+from fpmc.experiments.job import Job
+from fpmc.experiments.tables import Table
 from fpmc.methods.schedules import threshold_schedule
-from stages import contest
-from stages.clock import Clock
-from stages.job import Job
-from stages.table import Table
 
 __all__ = ["run"]
 
@@ -22,15 +24,20 @@ SHARES = (0.5, 0.75, 0.95)
 """Shares of a map for which the table has the side of the square that holds them."""
 
 
-def run(job: Job, clock: Clock, images: int) -> None:
+def run(job: Job, clock: Clock) -> None:
     """Compute the levels that are missing, then write all of them.
 
     Args:
         job: What is compared with what.
         clock: The time there is.
-        images: Noisy held-out images that a map is averaged over.
     """
-    table = Table(job.out / "maps.csv", ("data", "network", "sigma"))
+    x = job.dataset.test[: job.map_images].to(job.device)
+    settings = job.settings("", len(x), job.reference_file)
+    with Table(job.out / "maps.csv", ("data", "network", "sigma")).collected() as table:
+        _fill(job, clock, table, x, settings)
+
+
+def _fill(job: Job, clock: Clock, table: Table, x: Tensor, settings: dict[str, object]) -> None:
     heads = {
         sigma: {
             "data": job.label,
@@ -39,12 +46,11 @@ def run(job: Job, clock: Clock, images: int) -> None:
         }
         for sigma in job.levels
     }
-    if job.maps_file.exists() and all(head in table for head in heads.values()):
+    if job.maps_file.exists() and all(table.has(head, settings) for head in heads.values()):
         return
-    x = job.dataset.test[:images].to(job.device)
     options = {"seed": job.seed, "cache": job.runs / f"{job.label}-maps"}
-    if job.budget:
-        options["budget"] = job.budget
+    if job.bytes:
+        options["budget"] = job.bytes
     maps = {}
     for sigma in job.levels:
         with clock.unit("maps"):
@@ -69,4 +75,4 @@ def run(job: Job, clock: Clock, images: int) -> None:
         }
         moved = (value - maps[sigma]).clamp(min=0).sum((1, 2)).max().item()
         row = {**sides, "kept": f"{share(sigma):.3g}", "moved": f"{moved:.3g}"}
-        table.add({**heads[sigma], **row, "n": len(x), **job.provenance()})
+        table.add({**heads[sigma], **settings, **row, **job.provenance()})

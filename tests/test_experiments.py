@@ -9,6 +9,7 @@ import math
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fpmc import diffusion, methods, networks, results, sensitivity
+from fpmc import data, diffusion, methods, networks, results, sensitivity
+from fpmc.limits import OUT_OF_TIME, OutOfTimeError
 from fpmc.methods.schedules import FOUND, found, patch_schedule
 from fpmc.metrics import Estimate
 from tests.test_networks import tiny
@@ -38,9 +40,7 @@ VARYING = ("seconds", "date", "code")
 
 def stage(name):
     """A module of the command that computes the tables."""
-    if str(ROOT / "results") not in sys.path:
-        sys.path.insert(0, str(ROOT / "results"))
-    return importlib.import_module(name)
+    return importlib.import_module(f"fpmc.experiments.{name}")
 
 
 @pytest.fixture
@@ -50,14 +50,12 @@ def job(tmp_path, monkeypatch):
         path = tmp_path / f"network{seed}.safetensors"
         networks.save(tiny(shape=(1, 8, 8), seed=seed), path)
     network = networks.load(tmp_path / "network0.safetensors")
-    maps = sensitivity.maps_over(network, LEVELS, stage("stages.job").data.load("digits").test[:1])
+    maps = sensitivity.maps_over(network, LEVELS, data.load("digits").test[:1])
     sensitivity.write(tmp_path / "maps.npz", maps)
-    monkeypatch.setattr(stage("stages.contest"), "values", lambda job, name: KNOBS[name])
+    monkeypatch.setattr(stage("contest"), "values", lambda job, name: KNOBS[name])
 
-    class Small(stage("stages.job").Job):
-        levels = LEVELS
-
-    return Small(
+    monkeypatch.setattr(stage("job").Job, "levels", LEVELS)
+    return stage("job").Job(
         data="digits",
         out=tmp_path / "digits",
         label="digits",
@@ -74,7 +72,7 @@ def job(tmp_path, monkeypatch):
 def run(job, *names, clock=None):
     """Run stages."""
     for name in names:
-        stage(f"stages.{name}").run(job, clock or stage("stages.clock").Clock())
+        stage(name).run(job, clock or stage("clock").Clock())
 
 
 def rows(path):
@@ -119,7 +117,7 @@ def test_the_stages_compute_every_row_once_and_the_tables_can_be_read(job, tmp_p
 
 
 def test_a_stage_that_was_stopped_goes_on_and_never_leaves_half_a_table(job, tmp_path, monkeypatch):
-    schedules, calls = stage("stages.schedules"), iter(range(7))
+    schedules, calls = stage("schedules"), iter(range(7))
     mse = schedules.metrics.mse
 
     def stop(a, b):
@@ -143,7 +141,7 @@ def test_a_stage_that_was_stopped_goes_on_and_never_leaves_half_a_table(job, tmp
 
 @pytest.mark.parametrize("papers", [False, True])
 def test_stages_that_their_minutes_stop_end_with_the_tables_of_one_run(job, tmp_path, papers):
-    clock = stage("stages.clock")
+    clock = stage("clock")
     job = replace(job, papers=papers, samples=3, part=1)
     names = ("schedules", "denoising", "samples")
     run(replace(job, out=tmp_path / "whole"), *names)
@@ -153,7 +151,7 @@ def test_stages_that_their_minutes_stop_end_with_the_tables_of_one_run(job, tmp_
             seconds = itertools.count()
             try:
                 run(job, name, clock=clock.Clock(20 / 60, lambda: next(seconds)))  # noqa: B023
-            except clock.OutOfTimeError:
+            except OutOfTimeError:
                 stops += 1
             else:
                 break
@@ -168,7 +166,7 @@ def test_stages_that_their_minutes_stop_end_with_the_tables_of_one_run(job, tmp_
 
 class TestClock:
     def test_nothing_is_begun_that_would_not_end_in_time(self):
-        now, module = [0.0], stage("stages.clock")
+        now, module = [0.0], stage("clock")
         clock = module.Clock(1, lambda: now[0])
 
         def work():
@@ -177,16 +175,16 @@ class TestClock:
 
         work()
         work()
-        with pytest.raises(module.OutOfTimeError):
+        with pytest.raises(OutOfTimeError):
             work()
         assert now == [50]
 
     def test_the_first_piece_is_always_done(self):
-        module = stage("stages.clock")
+        module = stage("clock")
         clock = module.Clock(0)
         with clock.unit("work"):
             pass
-        with pytest.raises(module.OutOfTimeError), clock.unit("other work"):
+        with pytest.raises(OutOfTimeError), clock.unit("other work"):
             pass
 
 
@@ -195,9 +193,10 @@ class TestTable:
         path = tmp_path / "digits" / "denoising.csv"
         path.parent.mkdir()
         path.write_text("method,mse,mse_error,n\nls,0.5,0.1,4\n")
-        table = stage("stages.table").Table(path, ("method",))
-        assert {"method": "ls"} in table
+        table = stage("tables").Table(path, ("method",))
+        assert table.has({"method": "ls"}, {})
         table.add({"method": "els", "mse": 1, "mse_error": 0.2, "n": 4, "seconds": 2, "code": "a"})
+        table.collect()
         first, second = results.read("digits", "denoising", tmp_path)
         assert first["mse"] == 0.5
         assert math.isnan(first["seconds"])
@@ -207,9 +206,9 @@ class TestTable:
 class TestSearch:
     def test_the_schedule_is_the_value_with_the_lowest_error(self, job, tmp_path):
         run(job, "schedules")
-        contest = stage("stages.contest")
+        contest = stage("contest")
         table = results.read("digits", "schedules", tmp_path)
-        best = stage("stages.schedules").found(job, contest.searched(job))
+        best = stage("schedules").found(job, contest.searched(job))
         assert list(best) == list(contest.KNOBS)
         for method, schedule in best.items():
             for sigma, value in schedule.items():
@@ -221,7 +220,7 @@ class TestSearch:
         values = list(range(1, 2 * n, 2))
         lowest, middle = (data.draw(st.sampled_from(values)) for _ in range(2))
         curve = {value: abs(value - lowest) for value in values}
-        tried = stage("stages.schedules")._around(values, middle, curve.get)
+        tried = methods.search.errors_around(values, middle, curve.get)
         assert min(tried, key=tried.get) == lowest
         assert {lowest - 2, lowest, lowest + 2} & set(values) <= set(tried)
         assert len(tried) <= abs(lowest - middle) // 2 + 3
@@ -229,12 +228,12 @@ class TestSearch:
 
 class TestContestants:
     def names(self, job):
-        contest = stage("stages.contest")
+        contest = stage("contest")
         found = {name: {} for name in contest.searched(job)}
         return [tuple(who[:2]) for who in contest.contestants(job, found)]
 
     def test_on_the_papers_data_published_schedules_stand_for_all(self, job):
-        assert self.names(replace(job, data="cifar10", papers=True)) == [
+        assert self.names(replace(job, data="cifar10", label="c", papers=True)) == [
             ("optimal", ""),
             ("wiener", ""),
             ("ls", "found"),
@@ -248,12 +247,12 @@ class TestContestants:
         ]
 
     def test_a_method_without_a_published_schedule_for_the_data_is_left_out(self, job):
-        names = self.names(replace(job, data="ffhq64", papers=True))
+        names = self.names(replace(job, data="ffhq64", label="f", papers=True))
         assert ("ls", "ffhq64") in names
         assert ("els", "ffhq64") not in names
 
     def test_methods_can_be_run_alone(self, job):
-        only = replace(job, papers=True, only=("optimal", "lukoianov"))
+        only = replace(job, papers=True, method=("optimal", "lukoianov"))
         names = [("optimal", ""), ("lukoianov", "0.05"), ("lukoianov", "0.02")]
         run(only, "denoising", "samples")
         table = rows(job.out / "samples.csv")
@@ -265,14 +264,14 @@ def test_the_precision_reaches_the_collections_and_stands_in_the_rows(job):
     job = replace(job, precision="float32")
     z = diffusion.add_noise(job.test(2), 0.3, 0)
     masks = methods.pspc_flex(job.source, job.sensitivity, 0.5).with_precision("float32")
-    assert torch.equal(job.method("pspc_flex", 0.5)(z, 0.3), masks(z, 0.3))
+    assert torch.equal(job.make("pspc_flex", 0.5)(z, 0.3), masks(z, 0.3))
     assert not torch.equal(masks(z, 0.3), masks.with_precision("exact")(z, 0.3))
-    told = {name: job.provenance(name)["precision"] for name in ("pspc_flex", "wiener", "els", "")}
+    told = {name: job.settings(name)["precision"] for name in ("pspc_flex", "wiener", "els", "")}
     assert told == {"pspc_flex": "float32", "wiener": "exact", "els": "exact", "": "exact"}
 
 
 def test_rows_over_another_part_of_the_source_stand_beside_the_others(job):
-    job = replace(job, only=("ls",))
+    job = replace(job, method=("ls",))
     for part in (replace(job, sources={"ls": 40}), job):
         run(part, "schedules", "denoising")
     for table in ("schedules", "denoising"):
@@ -281,7 +280,7 @@ def test_rows_over_another_part_of_the_source_stand_beside_the_others(job):
 
 
 def test_samples_of_another_reference_or_seed_are_not_taken_for_these(job, tmp_path):
-    job = replace(job, only=("optimal",))
+    job = replace(job, method=("optimal",))
     run(job, "samples")
     path = job.out / "samples.csv"
     before = path.read_bytes()
@@ -295,6 +294,7 @@ def test_samples_of_another_reference_or_seed_are_not_taken_for_these(job, tmp_p
 
 def test_a_row_says_on_which_gpu_it_was_computed(job, monkeypatch):
     monkeypatch.setattr(type(job), "seen_by", lambda self, method: [])
+    monkeypatch.setattr(stage("options"), "as_device", torch.device)  # this machine may have none
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU, {device}")
     assert replace(job, device="cuda:1").provenance()["device"] == "a GPU, cuda:1"
 
@@ -302,7 +302,7 @@ def test_a_row_says_on_which_gpu_it_was_computed(job, monkeypatch):
 def test_copies_of_training_images_are_kept_only_where_they_may_be_passed_on(job, tmp_path):
     for papers in (False, True):
         out = tmp_path / str(papers)
-        run(replace(job, out=out, papers=papers, only=("optimal",)), "samples")
+        run(replace(job, out=out, papers=papers, method=("optimal",)), "samples")
         kept = results.images(str(papers), tmp_path)["optimal"]
         assert (kept.std() == 0) == papers
 
@@ -340,25 +340,24 @@ def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_pat
     code = f"""if True:
         import sys
         sys.modules |= dict.fromkeys(["numba", "llvmlite", "skimage", "pooch"])
-        sys.path.insert(0, {str(ROOT / "results")!r})
-        import compute
+        import fpmc.experiments.__main__ as compute
         from pathlib import Path
         compute.engine.FOLDER = Path({str(script.parent)!r})
         compute.main({words!r})
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    files = {path: path.read_bytes() for path in out.rglob("[!.]*") if path.is_file()}
     assert {str(path.relative_to(out)) for path in files} == {
         *(f"{name}.csv" for name in results.TABLES),
         *("each.npz", "engine/speed.csv", "samples.npz", "schedule.csv"),
         *(f"networks/{name}" for name in ("ddpmpp.safetensors", "ddpmpp.npz")),
         "networks/ncsnpp.safetensors",
     }
-    compute = stage("compute")
+    compute = stage("__main__")
     monkeypatch.setattr(compute.engine, "FOLDER", script.parent)
     compute.main(words)
-    assert files == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert files == {path: path.read_bytes() for path in out.rglob("[!.]*") if path.is_file()}
 
     card = networks.card(out / "networks" / "ddpmpp.safetensors")
     assert (card["label"], card["images"], card["train_images"]) == ("tiny-jpeg", 64, 40)
@@ -379,22 +378,24 @@ def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_pat
 
 
 def test_training_that_its_minutes_stop_ends_as_one_run(job, tmp_path):
-    train, clock = stage("stages.train"), stage("stages.clock")
+    train, clock = stage("train"), stage("clock")
     options = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0}
     changes = {"images": 96, "batch": 32, "options": options}
-    training = train.Training(archs=("ncsnpp",), changes=changes)
     weights = []
     for minutes in (math.inf, 1e-6):
         name = str(minutes)
         # Digits of another name, so that no shipped network stands for them.
         named = {"data": str(tmp_path), "label": "others", "other": None}
-        here = replace(job, **named, out=tmp_path / name, runs=tmp_path / name)
+        here = replace(
+            job, **named, arch=("ncsnpp",), recipe=changes, compiled=False,
+            out=tmp_path / name, runs=tmp_path / name,
+        )  # fmt: skip
         here.__dict__["dataset"] = job.dataset
         stops = 0
         while not Path(here.other_file).exists():
             try:
-                train.run(here, clock.Clock(minutes), training)
-            except clock.OutOfTimeError:
+                train.run(here, clock.Clock(minutes))
+            except OutOfTimeError:
                 stops += 1
         network = networks.load(here.other_file)
         weights.append(torch.cat([parameter.flatten() for parameter in network.parameters()]))
@@ -403,8 +404,8 @@ def test_training_that_its_minutes_stop_ends_as_one_run(job, tmp_path):
 
 
 def test_every_method_of_the_stored_tables_has_a_title():
-    for data, table in results.stored():
-        for row in results.read(data, table):
+    for name, table in results.stored():
+        for row in results.read(name, table):
             method = row.get("method", "")
             if "/" not in method:  # no network
                 assert not method or method in results.TITLES
@@ -415,25 +416,25 @@ def test_every_method_of_the_stored_tables_has_a_title():
 def test_networks_that_are_named_are_not_trained(tmp_path):
     words = ["--data", "cifar10", "--root", str(tmp_path / "nothing"), "--out", str(tmp_path)]
     named = ["--network", "edm-cifar10-32x32-uncond-vp", "--other", "edm-cifar10-32x32-uncond-ve"]
-    stage("compute").main([*words, *named, "--stage", "train"])
+    stage("__main__").main([*words, *named, "--stage", "train"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_out_of_time_ends_with_a_status_of_its_own(tmp_path, monkeypatch, capsys):
-    compute = stage("compute")
+    compute = stage("__main__")
 
     def late(job, clock):
-        raise compute.OutOfTimeError
+        raise OutOfTimeError
 
     monkeypatch.setattr(compute.schedules, "run", late)
     with pytest.raises(SystemExit) as stopped:
         compute.main(["--data", "digits", "--out", str(tmp_path), "--minutes", "2"])
-    assert stopped.value.code == compute.OUT_OF_TIME
+    assert stopped.value.code == OUT_OF_TIME
     assert "schedules: stopped after 2 minutes; the same command goes on" in capsys.readouterr().out
 
 
 def test_what_the_command_cannot_do_is_one_line(tmp_path):
-    main = stage("compute").main
+    main = stage("__main__").main
     with pytest.raises(SystemExit, match="error: sources: got"):
         main(["--data", "digits", "--sources", "els"])
     with pytest.raises(SystemExit, match="error: name: got 'nothing'"):
@@ -486,7 +487,7 @@ def test_a_found_schedule_is_taken_as_it_is_on_its_own_data():
 
 
 def test_a_missing_or_foreign_table_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"compute\.py --data nothing computes it"):
+    with pytest.raises(FileNotFoundError, match=r"fpmc\.experiments --data nothing computes it"):
         results.read("nothing", "denoising")
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "denoising.csv").write_text("mse,mse_error,n\n1,x,2\n")
@@ -495,7 +496,7 @@ def test_a_missing_or_foreign_table_is_an_error(tmp_path):
     (tmp_path / "digits" / "samples.npz").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a file of samples"):
         results.images("digits", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"compute\.py --data digits computes it"):
+    with pytest.raises(FileNotFoundError, match=r"fpmc\.experiments --data digits computes it"):
         results.per_sample("digits", tmp_path)
     packed = io.BytesIO()
     np.savez_compressed(packed, optimal=np.random.default_rng(0).random((40, 3)))
@@ -540,7 +541,7 @@ class TestMeasurements:
 
 
 class TestTrials:
-    """``results/trials.py`` keeps a trained network's errors over those of two denoisers."""
+    """``fpmc.experiments.trials`` keeps a trained network's errors over those of two denoisers."""
 
     def test_a_shipped_network_s_stored_rows_are_what_is_measured(self, tmp_path, monkeypatch):
         trials = stage("trials")
@@ -564,7 +565,7 @@ class TestTrials:
     def test_nothing_is_written_among_the_images(self, tmp_path, monkeypatch):
         trials = stage("trials")
         monkeypatch.setattr(trials, "LEVELS", [1.0])
-        monkeypatch.setattr(trials, "HERE", tmp_path / "results")
+        monkeypatch.setattr(stage("options"), "ROOT", tmp_path)
         data = folder_of_images(tmp_path)
         card = {"data": str(data), "arch": "ddpmpp", "seed": 0, "images": 1, "minutes": 1.0}
         card |= {"loss": [{"held_out": 1.0}], "command": "none"}
@@ -579,3 +580,136 @@ class TestTrials:
         networks.save(tiny(shape=(1, 8, 8)), tmp_path / "network.safetensors")
         with pytest.raises(SystemExit, match="has no card of a training"):
             stage("trials").main([str(tmp_path / "network.safetensors"), "--trial", "none"])
+
+
+class TestWrongRowsSayNothing:
+    """Ways in which rows of other settings, images or processes once landed without a word."""
+
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [({"points": 3}, "n = 2, wanted 3"), ({"seed": 1}, "seed = 0, wanted 1")],
+    )
+    def test_other_settings_are_an_error_that_names_them(self, job, changes, named):
+        job = replace(job, method=("optimal",))
+        run(job, "denoising")
+        before = (job.out / "denoising.csv").read_bytes()
+        with pytest.raises(ValueError, match=rf"denoising\.csv: has a row of .* with {named}"):
+            run(replace(job, **changes), "denoising")
+        assert (job.out / "denoising.csv").read_bytes() == before
+
+    def test_so_is_another_network_in_the_same_file(self, job):
+        job = replace(job, method=("optimal",))
+        run(job, "denoising")
+        networks.save(tiny(shape=(1, 8, 8), seed=5), Path(job.network))
+        with pytest.raises(ValueError, match=r"network_hash = \w+, wanted \w+"):
+            run(replace(job), "denoising")
+
+    def test_so_are_more_samples_and_other_images(self, job):
+        job = replace(job, method=("optimal",))
+        run(job, "samples")
+        with pytest.raises(ValueError, match="n = 2, wanted 3"):
+            run(replace(job, samples=3), "samples")
+        other = replace(job)
+        other.__dict__["dataset"] = replace(job.dataset, train=job.dataset.train.flip(0))
+        with pytest.raises(ValueError, match=r"data_hash = \S+, wanted"):
+            run(other, "samples")
+
+    def test_a_folder_takes_no_dataset_s_name(self, tmp_path):
+        with pytest.raises(ValueError, match=r"label: got 'photos' for .*, wanted --label NAME"):
+            stage("job").Job(data=str(tmp_path / "photos"))
+        own = stage("job").Job(data=str(tmp_path / "photos"), label="mine")
+        assert own.file("ddpmpp") not in networks.SHIPPED
+        assert own.out.name == "mine"
+
+    def test_a_network_is_taken_for_the_images_it_was_trained_on_alone(self, job):
+        network = networks.load(job.network)
+        networks.save(network, Path(job.network), {"images_hash": data.fingerprint(torch.zeros(3))})
+        with pytest.raises(ValueError, match="was trained on other images than those of digits"):
+            replace(job).load(job.network)
+        here = {"images_hash": data.fingerprint(job.dataset.train)}
+        networks.save(network, Path(job.network), here)
+        replace(job).load(job.network)
+
+    def test_two_processes_on_one_folder_lose_no_row(self, tmp_path):
+        path, key = tmp_path / "table.csv", ("method", "sigma")
+        code = """if True:
+            import sys
+            from pathlib import Path
+            from fpmc.experiments.tables import Table
+            path, name = Path(sys.argv[1]), sys.argv[2]
+            for sigma in range(40):
+                with Table(path, ("method", "sigma")).collected() as table:
+                    table.add({"method": name, "sigma": sigma, "mse": 0.5})
+                    table.add({"method": "both", "sigma": sigma, "mse": 0.5})
+        """
+        words = [sys.executable, "-c", code, str(path)]
+        started = [subprocess.Popen([*words, name]) for name in ("one", "other")]
+        assert [process.wait() for process in started] == [0, 0]
+        table = stage("tables").Table(path, key)
+        assert len(table.rows) == 3 * 40
+        assert len(rows(path)) == 3 * 40
+
+    def test_a_row_that_is_cut_off_is_computed_again_and_said(self, job, capsys):
+        job = replace(job, method=("optimal",))
+        run(job, "denoising", "samples")
+        for name in ("denoising.csv", "samples.csv", "each.npz"):
+            path = job.out / name
+            whole = path.read_bytes()
+            path.write_bytes(whole[: len(whole) - 20])
+        run(replace(job), "denoising", "samples")
+        told = capsys.readouterr().err
+        assert "denoising.csv: the row of digits," in told
+        assert "is cut off; it is computed again" in told
+        assert "each.npz: cannot be read" in told
+        found = results.read("digits", "denoising", job.out.parent)
+        assert len(found) == 2 * len(LEVELS)
+        assert set(results.per_sample("digits", job.out.parent)) >= {"optimal"}
+
+
+def test_what_lists_methods_reads_the_registry():
+    from fpmc import plotting
+
+    options, contest = stage("options"), stage("contest")
+    made = {name for name in methods.__all__ if name in methods.METHODS}
+    assert made == set(methods.METHODS)
+    assert set(options.COMPARED) == {n for n, m in methods.METHODS.items() if m.compared}
+    assert set(contest.KNOBS) == {n for n in options.COMPARED if methods.METHODS[n].knob}
+    assert list(results.TITLES) == list(options.COMPARED)
+    for method in methods.METHODS.values():
+        assert plotting.COLOURS[method.title] == method.colour
+
+
+def test_options_are_the_fields_of_a_job(tmp_path):
+    command = stage("command")
+    job, given = command.parse(["--data", "digits", "--out", str(tmp_path)], ["worth"], "")
+    assert job == stage("job").Job(data="digits", out=tmp_path)
+    words = ["--data", "digits", "--method", "ls", "--method", "els", "--sources", "ls=7", "els=3"]
+    words += ["--no-papers", "--points", "5", "--recipe", '{"batch": 3}', "--stage", "worth"]
+    job, given = command.parse(words, ["worth"], "")
+    assert (job.method, job.sources, job.points) == (("ls", "els"), {"ls": 7, "els": 3}, 5)
+    assert (job.papers, job.recipe, given.stage) == (False, {"batch": 3}, ["worth"])
+
+
+def test_found_schedules_enter_the_package_by_a_step_of_their_own(job, tmp_path, monkeypatch):
+    schedules = stage("schedules")
+    package = tmp_path / "package"
+    (package / "tables").mkdir(parents=True)
+    monkeypatch.setattr(methods, "__file__", str(package / "__init__.py"))
+    with pytest.raises(ValueError, match="no such file; run the stage schedules to its end"):
+        schedules.store(job)
+    run(job, "schedules")
+    assert not list((package / "tables").iterdir())
+    assert schedules.store(job).read_text() == (job.out / "schedule.csv").read_text()
+    with pytest.raises(ValueError, match="data: got 'photos32', wanted one of digits, photos"):
+        schedules.store(stage("job").Job(data="photos32", out=tmp_path))
+
+
+def test_an_installed_package_holds_the_tables():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert settings["package-dir"] == {"fpmc.stored": "results"}
+    globs = settings["package-data"]["fpmc.stored"]
+    held = {path for pattern in globs for path in (ROOT / "results").glob(pattern)}
+    tables = {path for kind in ("csv", "npz") for path in (ROOT / "results").rglob(f"*.{kind}")}
+    assert {path for path in tables if path.parent.name != "networks"} <= held | set(
+        (ROOT / "results").glob("engine/*.csv")
+    )

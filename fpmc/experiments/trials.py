@@ -1,6 +1,7 @@
 """Keep how a trained network does beside the Wiener filter and the optimal denoiser, as a trial.
 
-    python results/trials.py --trial "more dropout" runs/digits-ddpmpp-0/network.safetensors
+    T="python -m fpmc.experiments.trials"
+    $T --trial "more dropout" runs/digits-ddpmpp-0/network.safetensors
 
 adds a row per noise level to ``results/DATA/trials.csv``, with the command and the device on the
 network's card; rows of the same trial of the same network and budget are replaced. The book's
@@ -8,10 +9,9 @@ page of results shows them, and its chapter on the networks draws them. Of the s
 ``results/DATA/shipped.csv`` has the same:
 
     D="digits/ddpmpp digits/ncsnpp digits/dit digits/dit-1"
-    python results/trials.py --table shipped --trial held-out --draws 20 --together $D
-    python results/trials.py $D --table shipped --trial training --draws 4 --training 1500 \
-        --sigma 1.29155 2.15443
-    python results/trials.py --table shipped --trial held-out photos/ddpmpp photos/ncsnpp
+    $T --table shipped --trial held-out --draws 20 --together $D
+    $T $D --table shipped --trial training --draws 4 --training 1500 --sigma 1.29155 2.15443
+    $T --table shipped --trial held-out photos/ddpmpp photos/ncsnpp
 """
 
 import argparse
@@ -19,21 +19,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.job import Job, in_batches
-from stages.table import Table
-from stages.worth import LEVELS
 from torch import Tensor
 
 from fpmc import diffusion, metrics, networks
 from fpmc.checks import as_noise_level, as_whole_number
+from fpmc.experiments.job import Job, in_batches
+from fpmc.experiments.tables import Table
+from fpmc.experiments.worth import LEVELS
 from fpmc.source import to_float
 
-HERE = Path(__file__).parent
 KEY = ("data", "network", "trial", "images", "sigma")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: ``python results/trials.py --help``."""
+    """The command line: ``python -m fpmc.experiments.trials --help``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
@@ -87,25 +86,28 @@ def keep(
         raise ValueError(f"files: got networks of {', '.join(card['data'] for card in cards)}")
     data, seed = cards[0]["data"], cards[0]["seed"]
     label = Path(data).stem
-    job = Job(data=data, out=out or HERE / label, label=label, seed=seed, batch=1_000)
+    job = Job(data=data, out=out, label=label, seed=seed, batch=1_000)
     provenance = {name: value for name, value in job.provenance().items() if name != "seconds"}
-    kept = Table(job.out / f"{table}.csv", KEY)
     own = [in_batches(networks.load(file), job.batch) for file in files]
     names = [_row(label, card) for card in cards]
     if len(files) > 1:
         names.append({"network": f"{label}/mean of {len(files)}", "images": ""})
     images = job.dataset.test if training is None else job.dataset.train[:training]
-    x = to_float(images).repeat(draws, 1, 1, 1)
+    x, rows = to_float(images).repeat(draws, 1, 1, 1), []
     for sigma in levels:
         z = diffusion.add_noise(x, sigma, 0)
         answers = [network(z, sigma) for network in own]
         if len(files) > 1:
             answers.append(sum(answers) / len(answers))
-        others = [job.method(name, None)(z, sigma) for name in ("wiener", "optimal")]
+        others = [job.make(name, None)(z, sigma) for name in ("wiener", "optimal")]
         for head, answer in zip(names, answers, strict=True):
             row = {"data": label, "trial": trial, **head, "sigma": f"{sigma:.6g}"}
             row |= _beside(answer, *others, x, len(images))
-            kept.add({**row, "n": len(x), **provenance})
+            rows.append({**row, **job.settings("", len(x)), **provenance})
+    kept = Table(job.out / f"{table}.csv", KEY)
+    for row in rows:
+        kept.add(row)
+    kept.collect()
 
 
 def _row(label: str, card: dict) -> dict:
