@@ -29,8 +29,8 @@ __all__ = [
     "title",
 ]
 
-CHECKOUT = Path(__file__).parents[1] / "results"
-FOLDER = CHECKOUT if CHECKOUT.is_dir() else Path(__file__).parent / "stored"
+INSTALLED = Path(__file__).parent / "stored"
+FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "results"
 """Where the tables lie: in a checkout, or in an installed package."""
 TABLES = ("copies", "denoising", "maps", "samples", "schedules", "worth")
 TITLES = {name: method.title for name, method in METHODS.items() if method.compared}
@@ -41,6 +41,7 @@ SETTINGS = "settings"
 """What stands beside the measures, and is no method: what decided the samples, as JSON."""
 TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command", "trained_on")
 TEXT += ("device", "precision", "version", "torch", "code", "date", "network_hash", "data_hash")
+TEXT += ("schedule_hash", "maps_hash")
 
 
 def stored(root: str | os.PathLike | None = None) -> list[tuple[str, str]]:

@@ -266,7 +266,7 @@ def test_the_precision_reaches_the_collections_and_stands_in_the_rows(job):
     masks = methods.pspc_flex(job.source, job.sensitivity, 0.5).with_precision("float32")
     assert torch.equal(job.make("pspc_flex", 0.5)(z, 0.3), masks(z, 0.3))
     assert not torch.equal(masks(z, 0.3), masks.with_precision("exact")(z, 0.3))
-    told = {name: job.settings(name)["precision"] for name in ("pspc_flex", "wiener", "els", "")}
+    told = {name: job.settings(name, 2)["precision"] for name in ("pspc_flex", "wiener", "els", "")}
     assert told == {"pspc_flex": "float32", "wiener": "exact", "els": "exact", "": "exact"}
 
 
@@ -664,6 +664,151 @@ class TestWrongRowsSayNothing:
         found = results.read("digits", "denoising", job.out.parent)
         assert len(found) == 2 * len(LEVELS)
         assert set(results.per_sample("digits", job.out.parent)) >= {"optimal"}
+
+    @pytest.mark.parametrize("shorter", ["each", "samples"])
+    def test_samples_whose_file_alone_is_cut_off_are_drawn_again(self, job, shorter, capsys):
+        job = replace(job, method=("optimal",))
+        run(job, "samples")
+        path = job.out / f"{shorter}.npz"
+        before = {name: dict(np.load(job.out / f"{name}.npz")) for name in ("each", "samples")}
+        path.write_bytes(path.read_bytes()[:-20])
+        run(replace(job), "samples")
+        assert f"{shorter}.npz: cannot be read" in capsys.readouterr().err
+        for name, arrays in before.items():
+            with np.load(job.out / f"{name}.npz") as again:
+                assert set(again) == set(arrays)
+                for key, value in arrays.items():
+                    np.testing.assert_array_equal(again[key], value)
+
+    def test_a_shard_or_a_head_that_is_cut_off_is_computed_again_and_said(self, tmp_path, capsys):
+        path, key = tmp_path / "table.csv", ("method", "sigma")
+        table = stage("tables").Table(path, key)
+        table.add({"method": "ls", "sigma": 1})
+        (shard,) = table.shards.iterdir()
+        shard.write_bytes(shard.read_bytes()[:5])
+        assert not stage("tables").Table(path, key).has({"method": "ls", "sigma": 1}, {})
+        path.write_text("method,sig")
+        assert not stage("tables").Table(path, key).rows
+        told = capsys.readouterr().err
+        assert f"{shard}: is cut off; its row is computed again" in told
+        assert f"{path}: is cut off; it is computed again" in told
+        path.write_text("something,else\n1,2\n")
+        with pytest.raises(ValueError, match="not a table with the columns method, sigma"):
+            stage("tables").Table(path, key)
+
+    def test_of_two_processes_with_other_settings_one_is_told(self, tmp_path):
+        path, tables = tmp_path / "table.csv", stage("tables")
+        one, other = (tables.Table(path, ("method",)) for _ in range(2))
+        one.add({"method": "ls", "n": 2, "mse": 0.1})
+        other.add({"method": "ls", "n": 3, "mse": 0.2})
+        other.add({"method": "els", "n": 3, "mse": 0.3})
+        with pytest.raises(ValueError, match=r"has a row of ls with n = \d, wanted \d, by another"):
+            one.collect()
+        assert sorted(row["method"] for row in rows(path)) == ["els", "ls"]
+        tables.Table(path, ("method",)).collect()
+
+    @pytest.mark.parametrize("changes", [{"sources": {"optimal": 40}}, {"steps": 5}])
+    def test_the_part_of_the_source_and_the_levels_are_settings(self, job, changes, monkeypatch):
+        job = replace(job, method=("optimal",))
+        run(job, "samples", "denoising")
+        if "steps" in changes:
+            monkeypatch.setattr(type(job), "levels", [LEVELS[0], 1.0, LEVELS[1]])
+        named = {"sources": "n_source = 1500, wanted 40", "steps": "steps = 2, wanted 3"}
+        with pytest.raises(ValueError, match=named[next(iter(changes))]):
+            run(replace(job, **changes), "samples")
+        if "steps" in changes:
+            with pytest.raises(ValueError, match="steps = 2, wanted 3"):
+                run(replace(job, **changes), "denoising")
+
+    def test_so_are_found_schedules_and_maps(self, job, tmp_path):
+        job = replace(job, method=("pspc_flex", "ls"))
+        run(job, "schedules", "denoising")
+        table = job.out / "schedules.csv"
+        lines = table.read_text().splitlines(keepends=True)
+        with table.open(newline="") as file:
+            held = list(csv.DictReader(file))
+        for row in held:  # as another search would find them
+            row["mse"] = 1 / float(row["mse"])
+        stage("tables").write_rows(table, held)
+        with pytest.raises(ValueError, match=r"schedule_hash = \w+, wanted \w+"):
+            run(job, "denoising")
+        table.write_text("".join(lines))
+        network = networks.load(job.other)
+        sensitivity.write(
+            tmp_path / "others.npz", sensitivity.maps_over(network, LEVELS, job.dataset.test[:1])
+        )
+        with pytest.raises(ValueError, match=r"maps_hash = \w+, wanted \w+"):
+            run(replace(job, maps=str(tmp_path / "others.npz")), "schedules")
+
+    def test_rows_that_name_no_network_count_for_shipped_ones_of_shipped_data_alone(self, job):
+        head = {"data": "digits", "method": "optimal"}
+        job.out.mkdir()
+        (job.out / "old.csv").write_text("data,method,n\ndigits,optimal,2\n")
+        shipped = replace(job, network=None, other=None, maps=None)
+        wanted = shipped.settings("optimal", 2, shipped.reference_file)
+        assert shipped.table("old", tuple(head)).has(head, wanted)
+        for changes in ({"network": job.network}, {"label": "mine"}):
+            with pytest.raises(ValueError, match="without network_hash, wanted"):
+                replace(shipped, **changes).table("old", tuple(head)).has(head, wanted)
+
+    def test_a_network_that_names_no_images_is_taken_if_it_is_named(self, job):
+        own = replace(job, network=None, label="mine", data=str(job.out / "images"))
+        own.__dict__["dataset"] = job.dataset
+        Path(own.reference_file).parent.mkdir(parents=True)
+        networks.save(networks.load(job.network), own.reference_file)
+        with pytest.raises(
+            ValueError, match=r"does not say on which images .* name it as --network"
+        ):
+            own.load(own.reference_file)
+        named = replace(own, network=own.reference_file)
+        named.__dict__["dataset"] = job.dataset
+        named.load(own.reference_file)
+        assert named.called(own.reference_file) == "mine/ddpmpp"
+
+    def test_published_networks_have_no_card_and_are_taken(self, job, monkeypatch):
+        network = networks.load(job.network)
+        monkeypatch.setattr(stage("job").networks, "load", lambda file, shape=None: network)
+        for file in ("edm-cifar10-32x32-uncond-vp", "somewhere/theirs.pkl"):
+            assert replace(job, network=file).load(file) is network
+
+    def test_trials_measure_on_the_images_of_the_training_alone(self, tmp_path):
+        data = folder_of_images(tmp_path)
+        card = {"data": str(data), "arch": "ddpmpp", "seed": 0, "command": "none"}
+        path = tmp_path / "network.safetensors"
+        networks.save(tiny(shape=(3, 8, 8)), path, {**card, "images_hash": "0" * 16})
+        with pytest.raises(SystemExit, match="was trained on other images"):
+            stage("trials").main([str(path), "--trial", "none", "--out", str(tmp_path / "out")])
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("label", ["a/b", "..", ".", "/"])
+    def test_a_label_is_the_name_of_a_folder(self, label):
+        with pytest.raises(ValueError, match=r"label: got .*, wanted a name of a folder"):
+            stage("job").Job(data="digits", label=label)
+
+    def test_the_folder_that_one_is_in_has_its_name(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert stage("job").Job(data=".").label == tmp_path.name
+        with pytest.raises(ValueError, match="engine's tables, wanted --label NAME"):
+            stage("job").Job(data="engine")
+
+    def test_worth_is_measured_on_the_whole_source_whatever_methods_see(self, job):
+        x = job.test(2)
+        part = replace(job, sources={"wiener": 40, "optimal": 40})
+        for name in ("wiener", "optimal"):
+            whole, seen = job.make(name, None)(x, 1.0), part.make(name, None)(x, 1.0)
+            assert torch.equal(part.make(name, None, part.source)(x, 1.0), whole)
+            assert not torch.allclose(seen, whole, atol=1e-3)
+
+
+def test_what_a_search_tries_is_in_the_registry(job):
+    contest = stage("contest")
+    importlib.reload(contest)
+    assert contest.values(job, "pspc_square") == [1, 3, 5, 7, 8]
+    assert contest.values(job, "ls") == contest.values(job, "els") == [1, 3, 5, 7]
+    for name in contest.KNOBS:
+        known = methods.METHODS[name]
+        assert contest.values(job, name)
+        assert known.has_sides != bool(known.tried)
 
 
 def test_what_lists_methods_reads_the_registry():

@@ -5,6 +5,7 @@ On the papers' data the published schedules stand for every method that has one,
 are searched around them, and Lukoianov's threshold is 0.05 and 0.02.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -34,17 +35,21 @@ class Contestant(NamedTuple):
         """What the tables' readers call it."""
         return contestant(self.method, self.schedule)
 
+    @property
+    def digest(self) -> str:
+        """Of a schedule that a search found, 8 digits; "" for others, whose names say all."""
+        if not isinstance(self.knob, dict):
+            return ""
+        return hashlib.sha256(repr(sorted(self.knob.items())).encode()).hexdigest()[:8]
+
 
 def values(job: Job, method: str) -> list[float]:
-    """What can be tried: odd sides, for PSPC-Square the whole image too, or thresholds."""
+    """What can be tried: odd sides, of squares inside the image its own too, or thresholds."""
+    known = METHODS[method]
+    if not known.has_sides:
+        return list(known.tried)
     odd = list(range(1, job.side + 1, 2))
-    return {
-        "pspc_square": [*odd, job.side] if job.side % 2 == 0 else odd,
-        "ls": odd,
-        "els": odd,
-        "lukoianov": [0.02, 0.05, 0.1, 0.2],
-        "pspc_flex": [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
-    }[method]
+    return [*odd, job.side] if known.inside and job.side % 2 == 0 else odd
 
 
 def published(job: Job) -> str:

@@ -12,7 +12,7 @@ from fpmc import diffusion, metrics
 from fpmc.experiments import contest, schedules
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job, in_batches
-from fpmc.experiments.tables import Table, numbers
+from fpmc.experiments.tables import numbers
 
 __all__ = ["run"]
 
@@ -53,12 +53,13 @@ def run(job: Job, clock: Clock) -> None:
     questions = Questions(job)
     points = min(job.points, len(job.dataset.test))
 
-    def settings(method: str) -> dict[str, object]:
-        return job.settings(method, points, job.reference_file)
+    def settings(who: contest.Contestant) -> dict[str, object]:
+        more = {"steps": len(job.levels), "schedule_hash": who.digest}
+        return job.settings(who.method, points, job.reference_file, **more)
 
-    with Table(job.out / "denoising.csv", KEY).collected() as table:
+    with job.table("denoising", KEY).collected() as table:
         every = _rows(job, found)
-        missing = [work for work in every if not table.has(work[0], settings(work[1].method))]
+        missing = [work for work in every if not table.has(work[0], settings(work[1]))]
         denoiser, made = None, None
         for head, contestant, i in tqdm(missing, desc="denoising"):
             with clock.unit(contestant.method):
@@ -68,7 +69,7 @@ def run(job: Job, clock: Clock) -> None:
                 start = time.perf_counter()
                 error = metrics.mse(denoiser(z, job.levels[i]), target)
                 told = job.provenance(contestant.method, time.perf_counter() - start)
-                row = {**head, **settings(contestant.method), **numbers(error)}
+                row = {**head, **settings(contestant), **numbers(error)}
                 table.add({**row, **told})
 
 

@@ -11,6 +11,7 @@ from fpmc import data, diffusion, methods, networks, sensitivity
 from fpmc.data import fingerprint
 from fpmc.experiments.options import LARGE, Options
 from fpmc.experiments.provenance import provenance
+from fpmc.experiments.tables import Table
 from fpmc.methods.registry import METHODS
 from fpmc.networks.recipes import Recipe, recipe
 from fpmc.source import to_float
@@ -26,9 +27,14 @@ class Job(Options):
         return data.load(self.data, self.root)
 
     @cached_property
+    def images_hash(self) -> str:
+        """Of the training images, as cards have it."""
+        return fingerprint(self.dataset.train)
+
+    @cached_property
     def data_hash(self) -> str:
         """Of the training and the held-out images."""
-        return "-".join(fingerprint(x)[:8] for x in (self.dataset.train, self.dataset.test))
+        return f"{self.images_hash[:8]}-{fingerprint(self.dataset.test)[:8]}"
 
     @cached_property
     def source(self) -> fpmc.Source:
@@ -48,9 +54,15 @@ class Job(Options):
         """The part of the source that a method sees."""
         return self.parts.get(method, self.source)
 
+    def gaussian(self, seen: fpmc.Source) -> Any:
+        """The Wiener filter of a part of the source."""
+        if len(seen) not in self._gaussians:
+            self._gaussians[len(seen)] = methods.wiener(seen)
+        return self._gaussians[len(seen)]
+
     @cached_property
-    def gaussian(self):
-        return methods.wiener(self.source)
+    def _gaussians(self) -> dict[int, Any]:
+        return {}
 
     @property
     def bytes(self) -> int | None:
@@ -87,14 +99,22 @@ class Job(Options):
         """A network for the job's images, on its device.
 
         Raises:
-            ValueError: If its card says that it was trained on other images.
+            ValueError: If its card says that it was trained on other images, or does not say on
+                which, and nobody named it.
         """
-        trained_on = networks.card(file).get("images_hash")
-        if trained_on not in (None, fingerprint(self.dataset.train)):
+        network = networks.load(file, shape=self.dataset.train.shape[1:])
+        official = file in networks.OFFICIAL or Path(file).suffix == ".pkl"  # they have no card
+        trained_on = None if official else networks.card(file).get("images_hash")
+        if trained_on not in (None, self.images_hash):
             raise ValueError(
                 f"network: {file} was trained on other images than those of {self.data} now"
             )
-        return networks.load(file, shape=self.dataset.train.shape[1:]).to(self.device)
+        if trained_on is None and file not in (*networks.SHIPPED, self.network, self.other):
+            raise ValueError(
+                f"network: {file} does not say on which images it was trained: name it as "
+                f"--network or --other if on those of {self.data}, or give another --label"
+            )
+        return network.to(self.device)
 
     @cached_property
     def reference(self) -> networks.Preconditioned:
@@ -117,6 +137,16 @@ class Job(Options):
         if named in networks.SHIPPED:
             return sensitivity.load(named)
         return sensitivity.read(self.maps_file)
+
+    @cached_property
+    def maps_hash(self) -> str:
+        """Of the maps, the first 8 digits; "" if they are not there."""
+        try:
+            maps = self.sensitivity
+        except FileNotFoundError:
+            return ""
+        levels = torch.tensor(list(maps), dtype=torch.float64)
+        return fingerprint(torch.cat([levels, *(value.flatten() for value in maps.values())]))[:8]
 
     @cached_property
     def levels(self) -> list[float]:
@@ -147,36 +177,57 @@ class Job(Options):
         """The first held-out images, in [-1, 1]."""
         return to_float(self.dataset.test[:n]).to(self.device)
 
-    def make(self, name: str, knob: Any) -> diffusion.Denoiser:
-        """A method with its patch size, threshold or schedule, called with a batch at a time."""
+    def make(self, name: str, knob: Any, seen: fpmc.Source | None = None) -> diffusion.Denoiser:
+        """A method with its patch size, threshold or schedule, called with a batch at a time.
+
+        Args:
+            name: Which method.
+            knob: The patch size, threshold or schedule; None if it has none.
+            seen: Its source; the part that it sees if left out.
+        """
+        seen = self.seen_by(name) if seen is None else seen
         if name == "wiener":
-            return in_batches(self.gaussian, self.batch)
+            return in_batches(self.gaussian(seen), self.batch)
         method, options = METHODS[name], {"budget": self.bytes}
         arguments = [self.sensitivity] if method.needs == "sensitivity" else []
         arguments += [knob] if method.knob else []
         if method.needs == "gaussian":
-            options["gaussian"] = self.gaussian
-        denoiser = method.maker(self.seen_by(name), *arguments, **options)
+            options["gaussian"] = self.gaussian(seen)
+        denoiser = method.maker(seen, *arguments, **options)
         if method.precision:
             denoiser = denoiser.with_precision(self.precision)
         return in_batches(denoiser, self.batch)
 
-    def settings(self, method: str = "", n: int | None = None, *networks: str) -> dict[str, object]:
+    def table(self, name: str, key: tuple[str, ...]) -> Table:
+        """A table of the job's folder.
+
+        Rows that say nothing of their networks and images are taken for this job's where these are
+        the shipped ones under their own names, and cannot have been others.
+        """
+        theirs = {self.reference_file, self.other_file} <= set(networks.SHIPPED)
+        trusted = theirs and self.label == self.data in data.NAMES
+        return Table(self.out / f"{name}.csv", key, trusted=trusted)
+
+    def settings(self, method: str, n: int, *networks: str, **more: object) -> dict[str, object]:
         """What decides a row's numbers, beside its key.
 
         Args:
-            method: Who answers.
-            n: How many images are asked about; left out if the row knows it itself.
+            method: Who answers; "" for a network.
+            n: How many images are asked about.
             networks: Files of the networks that have a part in it.
+            more: What else decides them, of :data:`fpmc.experiments.tables.SETTINGS`.
         """
-        reduced = method in METHODS and METHODS[method].precision
-        told = {
+        known = METHODS.get(method)
+        return {
+            "n": n,
+            "n_source": len(self.seen_by(method)),
             "seed": self.seed,
-            "precision": self.precision if reduced else "exact",
+            "precision": self.precision if known and known.precision else "exact",
             "data_hash": self.data_hash,
             "network_hash": "-".join(self.network_hash(file) for file in networks),
+            "maps_hash": self.maps_hash if known and known.needs == "sensitivity" else "",
+            **more,
         }
-        return told if n is None else {"n": n, **told}
 
     def network_hash(self, file: str) -> str:
         """Of a network's weights, the first 8 digits."""

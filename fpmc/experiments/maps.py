@@ -33,7 +33,7 @@ def run(job: Job, clock: Clock) -> None:
     """
     x = job.dataset.test[: job.map_images].to(job.device)
     settings = job.settings("", len(x), job.reference_file)
-    with Table(job.out / "maps.csv", ("data", "network", "sigma")).collected() as table:
+    with job.table("maps", ("data", "network", "sigma")).collected() as table:
         _fill(job, clock, table, x, settings)
 
 

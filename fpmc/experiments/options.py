@@ -1,12 +1,14 @@
 """The options of a job, each with what the command line says of it."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fpmc.checks import as_device, as_positive, as_whole_number
+from fpmc.data import NAMES
 from fpmc.engine import as_precision
 from fpmc.experiments.provenance import ROOT
 from fpmc.methods.registry import METHODS
@@ -19,8 +21,8 @@ SMALL = ("digits", "photos", "photos32", "fashion")
 """Datasets on which every knob is searched in full; elsewhere near the published schedule."""
 COMPARED = tuple(name for name, method in METHODS.items() if method.compared)
 """The methods that are compared."""
-EMBEDDED = (*SMALL, "cifar10", *LARGE)
-"""Names of datasets, which no folder may take as its label."""
+TAKEN = (*NAMES, "engine")
+"""Names in the folder of results, which no folder of images may take as its label."""
 
 
 def option(default: Any, told: str, **more: Any) -> Any:
@@ -148,15 +150,18 @@ class Options:
                 raise ValueError(f"sources: got {name!r}, wanted one of {', '.join(COMPARED)}")
             as_whole_number(n, f"sources: {name}", 1)
         settled = {
-            "label": self.label or Path(self.data).stem,
+            "label": self.label or Path(os.path.abspath(self.data)).stem,
             "papers": self.data not in SMALL if self.papers is None else self.papers,
             "batch": self.batch or (1000 if on_cuda else 16),
             "compiled": on_cuda if self.compiled is None else self.compiled,
         }
-        if settled["label"] in EMBEDDED and settled["label"] != self.data:
+        label = settled["label"]
+        if Path(label).name != label or label == "..":
+            raise ValueError(f"label: got {label!r}, wanted a name of a folder, not a path")
+        if label in TAKEN and not label == self.data in NAMES:
             raise ValueError(
-                f"label: got {settled['label']!r} for {self.data}, which is the name of another "
-                "dataset, wanted --label NAME"
+                f"label: got {label!r} for {self.data}, which is the name of another dataset or "
+                "of the engine's tables, wanted --label NAME"
             )
         settled["out"] = self.out or ROOT / "results" / settled["label"]
         for name, value in settled.items():

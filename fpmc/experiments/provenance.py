@@ -12,7 +12,11 @@ import fpmc
 
 __all__ = ["code_version", "cpu", "device_name", "provenance"]
 
-ROOT = Path(__file__).parents[2]
+ABOVE = Path(__file__).parents[2]
+CHECKOUT = (ABOVE / "pyproject.toml").is_file()
+"""Whether the package lies in a checkout, and not among other installed packages."""
+ROOT = ABOVE if CHECKOUT else Path.cwd()
+"""The folder of ``results`` and ``runs``: the checkout, or else where the command is run."""
 
 
 def provenance(device: str | torch.device = "cpu", code: str | None = None) -> dict[str, str]:
@@ -48,6 +52,8 @@ def cpu() -> str:
 @cache
 def code_version() -> str:
     """The commit of the checkout that this file lies in; "unknown" without one."""
+    if not CHECKOUT:
+        return "unknown"
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         said = subprocess.run(git, capture_output=True, text=True).stdout.strip()

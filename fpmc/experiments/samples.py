@@ -33,11 +33,12 @@ def run(job: Job, clock: Clock) -> None:
     network = contest.Contestant(job.called(job.reference_file), "", None)
     everyone = [network, *contest.contestants(job, found)]
     heads = [dict(zip(KEY, (job.label, reference, *who[:2]), strict=True)) for who in everyone]
-    with Table(job.out / "samples.csv", KEY).collected() as table:
+    with job.table("samples", KEY).collected() as table:
+        drawn = arrays(job.out / "each.npz").keys() & arrays(job.out / "samples.npz").keys()
         missing = [
             (head, who)
             for head, who in zip(heads, everyone, strict=True)
-            if not table.has(head, _settings(job, who))
+            if not table.has(head, _settings(job, who)) or who.name not in drawn
         ]
         if missing:
             _settle(job, {"reference": reference, "network": network.method})
@@ -45,7 +46,8 @@ def run(job: Job, clock: Clock) -> None:
 
 
 def _settings(job: Job, who: contest.Contestant) -> dict[str, object]:
-    return job.settings(who.method, job.samples, job.reference_file, job.other_file)
+    more = {"steps": len(job.levels), "schedule_hash": who.digest}
+    return job.settings(who.method, job.samples, job.reference_file, job.other_file, **more)
 
 
 def _fill(
@@ -94,9 +96,10 @@ def _each(
     each = arrays(path).get(name)
     if each is None or len(each) != len(start):
         each = np.full((len(start), len(MEASURES)), np.nan)
+    shown = name in arrays(job.out / "samples.npz")
     for begin in range(0, len(start), size):
         part = slice(begin, begin + size)
-        if np.isfinite(each[part]).all():
+        if np.isfinite(each[part]).all() and (begin or shown):
             continue
         with clock.unit(name):
             drawn = diffusion.sample(denoiser, start[part], job.levels)

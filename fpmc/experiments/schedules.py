@@ -26,14 +26,14 @@ KEY = ("data", "network", "method", "sigma", "value", "n_source")
 
 def run(job: Job, clock: Clock) -> None:
     """Search, and keep the schedules in the form of the published tables."""
-    with Table(job.out / "schedules.csv", KEY).collected() as table:
+    with job.table("schedules", KEY).collected() as table:
         _fill(job, clock, table)
     _keep(job)
 
 
 def _settings(job: Job, name: str) -> dict[str, object]:
     points = min(job.search_points or job.points, len(job.dataset.test))
-    return job.settings(name, points, job.reference_file)
+    return job.settings(name, points, job.reference_file, steps=len(job.levels))
 
 
 def _fill(job: Job, clock: Clock, table: Table) -> None:
@@ -65,7 +65,7 @@ def found(job: Job, names: list[str]) -> dict[str, dict[float, float]]:
     Raises:
         ValueError: If the search has not come to its end.
     """
-    table = Table(job.out / "schedules.csv", KEY)
+    table = job.table("schedules", KEY)
 
     def error(name: str, i: int, value: float) -> float:
         head = _head(job, name, i) | {"value": value}

@@ -12,6 +12,7 @@ an error that names the difference, not an answer.
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,9 +26,11 @@ from fpmc.storage import BROKEN, whole, write_rows
 
 __all__ = ["SETTINGS", "Table", "arrays", "keep_arrays", "numbers"]
 
-SETTINGS = ("n", "seed", "precision", "network_hash", "data_hash")
-"""The columns that hold settings. Rows of tables that are older than a column have none to compare
-with, and count as they are."""
+HASHES = ("network_hash", "data_hash")
+"""Settings without which nobody can tell by which network and on which images a row was made."""
+SETTINGS = ("n", "n_source", "steps", "seed", "precision", *HASHES, "schedule_hash", "maps_hash")
+"""The columns that hold settings. A row that is older than a column has nothing to compare there,
+and counts as it is; without one of :data:`HASHES` only in a table that is trusted."""
 
 ATTEMPTS = 10
 
@@ -38,14 +41,17 @@ class Table:
     Args:
         path: The file.
         key: The columns that tell rows apart.
-        shards: The folder of the shards; "PATH.shards" if left out.
+        trusted: Whether rows without :data:`HASHES` can only be of the networks and images that
+            are asked about.
+
+    Raises:
+        ValueError: If the file is no table with these columns.
     """
 
-    def __init__(self, path: Path, key: tuple[str, ...], shards: Path | None = None):
-        self.path, self.key = path, key
-        self.shards = shards or path.with_name(f"{path.stem}.shards")
-        self.rows = self._read()
-        self.rows |= {self._key(row): row for row in self._sharded().values()}
+    def __init__(self, path: Path, key: tuple[str, ...], *, trusted: bool = False):
+        self.path, self.key, self.trusted = path, key, trusted
+        self.shards = path.with_name(f"{path.stem}.shards")
+        self.rows = {self._key(row): row for row in self._sharded().values()} | self._read()
 
     def _key(self, row: Mapping) -> tuple[str, ...]:
         return tuple(str(row[name]) for name in self.key)
@@ -59,14 +65,23 @@ class Table:
         row = self.rows.get(self._key(head))
         if row is None:
             return False
-        for name in SETTINGS:
-            held, wanted = row.get(name, ""), str(settings.get(name, ""))
-            if held and wanted and held != wanted:
-                raise ValueError(
-                    f"{self.path}: has a row of {', '.join(self._key(head))} with {name} = {held}, "
-                    f"wanted {wanted}: name another folder as --out, or ask for the same"
-                )
+        differs = self._difference(row, settings)
+        if differs:
+            raise ValueError(
+                f"{self.path}: has a row of {', '.join(self._key(head))} {differs}: "
+                "name another folder as --out, or ask for the same"
+            )
         return True
+
+    def _difference(self, row: Mapping, settings: Mapping) -> str:
+        """What a row's settings have other than these, in words; "" if nothing."""
+        for name in SETTINGS:
+            held, wanted = row.get(name) or "", str(settings.get(name, ""))
+            if wanted and held and held != wanted:
+                return f"with {name} = {held}, wanted {wanted}"
+            if wanted and not held and name in HASHES and not self.trusted:
+                return f"without {name}, wanted {wanted}"
+        return ""
 
     def __getitem__(self, head: Mapping) -> dict[str, str]:
         """The row with the same key."""
@@ -76,28 +91,49 @@ class Table:
         """Keep a row, as a shard."""
         told = {name: str(value) for name, value in row.items()}
         self.rows[self._key(told)] = told
-        digest = hashlib.sha256("\0".join(self._key(told)).encode()).hexdigest()[:16]
+        decided = (*self._key(told), *(told.get(name, "") for name in SETTINGS))
+        digest = hashlib.sha256("\0".join(decided).encode()).hexdigest()[:16]
         name = f"{len(self.rows):06d}-{digest}"  # which keeps the order of one process's rows
         for _ in range(ATTEMPTS):  # another process may remove the folder once it is empty
             self.shards.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError), whole(self.shards / name) as beside:
-                beside.write_text(json.dumps(told))
+                beside.write_text(json.dumps(told), encoding="utf-8")
                 return
         raise FileNotFoundError(f"{self.shards}: a folder that does not last")
 
-    def collect(self) -> None:
-        """Merge all shards into the file. A column that a row lacks is empty in it."""
+    def collect(self, *, replace: bool = False) -> None:
+        """Merge all shards into the file. A column that a row lacks is empty in it.
+
+        Args:
+            replace: Whether rows take the place of those that are there by other settings.
+
+        Raises:
+            ValueError: If a shard has a row that is there by other settings, as two processes with
+                different settings make them; the one that came first stays, all others are merged.
+        """
         if not self.shards.is_dir():
             return
+        differs = ""
         with _lock(self.shards):
             found = self._sharded()
-            self.rows = self._read() | {self._key(row): row for row in found.values()}
+            self.rows = self._read()
+            for row in found.values():
+                key = self._key(row)
+                told = "" if replace else self._difference(self.rows.get(key, row), row)
+                if told:
+                    differs = differs or f"a row of {', '.join(key)} {told}"
+                else:
+                    self.rows[key] = row
             if found:
                 write_rows(self.path, self.rows.values())
             for path in found:
                 path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.shards.rmdir()
+        if differs:
+            raise ValueError(
+                f"{self.path}: has {differs}, by another process: name another folder as --out"
+            )
 
     @contextlib.contextmanager
     def collected(self) -> Iterator["Table"]:
@@ -112,7 +148,13 @@ class Table:
         if not self.path.exists():
             return {}
         text = self.path.read_text(encoding="utf-8")
-        rows = list(csv.DictReader(text.splitlines()))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows, whole_head = list(reader), set(self.key) <= set(reader.fieldnames or self.key)
+        if not whole_head and text.endswith("\n"):
+            raise ValueError(f"{self.path}: not a table with the columns {', '.join(self.key)}")
+        if not whole_head:
+            print(f"{self.path}: is cut off; it is computed again", file=sys.stderr)
+            return {}
         torn = [row for row in rows if None in row or None in row.values()]
         if not text.endswith("\n") and rows and rows[-1] not in torn:
             torn.append(rows[-1])
@@ -128,7 +170,11 @@ class Table:
         found = {}
         for path in sorted(self.shards.glob("[0-9]*-*")):
             with contextlib.suppress(FileNotFoundError):
-                found[path] = json.loads(path.read_text())
+                try:
+                    found[path] = json.loads(path.read_text(encoding="utf-8"))
+                except ValueError:
+                    print(f"{path}: is cut off; its row is computed again", file=sys.stderr)
+                    path.unlink(missing_ok=True)
         return found
 
 

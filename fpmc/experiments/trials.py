@@ -17,6 +17,7 @@ page of results shows them, and its chapter on the networks draws them. Of the s
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -44,12 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--together", action="store_true", help="the mean of the networks' answers as well")
     add("--table", default="trials", help="the table's name (default: trials)")
     add("--out", type=Path, help="folder of the table (default: results/DATA)")
+    add("--label", help="what the rows call the data (default: DATA)")
     given = parser.parse_args(arguments)
     try:
         draws = as_whole_number(given.draws, "--draws", 1)
         levels = [as_noise_level(sigma, "--sigma") for sigma in given.sigma]
         for files in (given.files,) if given.together else [[file] for file in given.files]:
-            keep(files, given.trial, draws, given.training, levels, given.out, given.table)
+            told = (given.out, given.table, given.label)
+            keep(files, given.trial, draws, given.training, levels, *told)
     except (TypeError, ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
@@ -62,6 +65,7 @@ def keep(
     levels: Sequence[float] = LEVELS,
     out: Path | None = None,
     table: str = "trials",
+    label: str | None = None,
 ) -> None:
     """Measure networks and, if they are several, the mean of their answers: a row per noise level.
 
@@ -73,10 +77,12 @@ def keep(
         levels: The noise levels.
         out: Folder of the table; that of the network's data if left out.
         table: The table's name.
+        label: What the rows call the data; their name if left out.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If one is no network with a card of its training, or their data differ.
+        ValueError: If one is no network with a card of its training, their data differ, or other
+            images lie there now.
     """
     cards = [networks.card(file) for file in files]
     for file, card in zip(files, cards, strict=True):
@@ -85,13 +91,12 @@ def keep(
     if len({card["data"] for card in cards}) > 1:
         raise ValueError(f"files: got networks of {', '.join(card['data'] for card in cards)}")
     data, seed = cards[0]["data"], cards[0]["seed"]
-    label = Path(data).stem
     job = Job(data=data, out=out, label=label, seed=seed, batch=1_000)
     provenance = {name: value for name, value in job.provenance().items() if name != "seconds"}
-    own = [in_batches(networks.load(file), job.batch) for file in files]
-    names = [_row(label, card) for card in cards]
+    own = [in_batches(replace(job, network=file).load(file), job.batch) for file in files]
+    names = [_row(job.label, card) for card in cards]
     if len(files) > 1:
-        names.append({"network": f"{label}/mean of {len(files)}", "images": ""})
+        names.append({"network": f"{job.label}/mean of {len(files)}", "images": ""})
     images = job.dataset.test if training is None else job.dataset.train[:training]
     x, rows = to_float(images).repeat(draws, 1, 1, 1), []
     for sigma in levels:
@@ -101,13 +106,13 @@ def keep(
             answers.append(sum(answers) / len(answers))
         others = [job.make(name, None)(z, sigma) for name in ("wiener", "optimal")]
         for head, answer in zip(names, answers, strict=True):
-            row = {"data": label, "trial": trial, **head, "sigma": f"{sigma:.6g}"}
+            row = {"data": job.label, "trial": trial, **head, "sigma": f"{sigma:.6g}"}
             row |= _beside(answer, *others, x, len(images))
             rows.append({**row, **job.settings("", len(x)), **provenance})
     kept = Table(job.out / f"{table}.csv", KEY)
     for row in rows:
         kept.add(row)
-    kept.collect()
+    kept.collect(replace=True)
 
 
 def _row(label: str, card: dict) -> dict:

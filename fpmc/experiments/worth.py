@@ -10,7 +10,7 @@ import torch
 from fpmc import diffusion, metrics
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job, in_batches
-from fpmc.experiments.tables import Table, numbers
+from fpmc.experiments.tables import numbers
 
 __all__ = ["run"]
 
@@ -27,8 +27,8 @@ def run(job: Job, clock: Clock) -> None:
 
 def _denoising(job: Job, clock: Clock, file: str, network: diffusion.Denoiser) -> None:
     x, key = job.test(job.points), ("data", "network", "sigma")
-    settings = job.settings("", len(x), file)
-    with Table(job.out / "worth.csv", key).collected() as table:
+    settings = job.settings("", len(x), file, precision=job.precision)
+    with job.table("worth", key).collected() as table:
         for sigma in LEVELS:
             head = {"data": job.label, "network": job.called(file), "sigma": f"{sigma:.6g}"}
             if table.has(head, settings):
@@ -37,14 +37,16 @@ def _denoising(job: Job, clock: Clock, file: str, network: diffusion.Denoiser) -
                 z = diffusion.add_noise(x, sigma, job.seed)
                 row = numbers(metrics.mse(network(z, sigma), x))
                 for other in ("wiener", "optimal"):
-                    row |= numbers(metrics.mse(job.make(other, None)(z, sigma), x), other)
+                    row |= numbers(
+                        metrics.mse(job.make(other, None, job.source)(z, sigma), x), other
+                    )
                 table.add({**head, **settings, **row, **job.provenance()})
 
 
 def _copies(job: Job, clock: Clock, file: str, network: diffusion.Denoiser) -> None:
     head = {"data": job.label, "network": job.called(file)}
-    settings = job.settings("", job.samples, file)
-    with Table(job.out / "copies.csv", tuple(head)).collected() as table:
+    settings = job.settings("", job.samples, file, steps=len(job.levels))
+    with job.table("copies", tuple(head)).collected() as table:
         if table.has(head, settings):
             return
         with clock.unit("copies"):

@@ -23,6 +23,8 @@ class Method(NamedTuple):
         needs: What else the maker takes: "sensitivity" or "gaussian"; None if nothing.
         precision: Whether its answers can be asked for in another precision than exact.
         compared: Whether comparisons with a network have it.
+        tried: What a search of thresholds tries.
+        inside: Whether patches stay inside the image, so that one may be the whole image.
     """
 
     maker: Callable[..., Any]
@@ -32,6 +34,8 @@ class Method(NamedTuple):
     needs: str | None = None
     precision: bool = True
     compared: bool = True
+    tried: tuple[float, ...] = ()
+    inside: bool = False
 
     @property
     def has_sides(self) -> bool:
@@ -42,11 +46,20 @@ class Method(NamedTuple):
 METHODS = {
     "optimal": Method(optimal, "optimal", "#d1603d"),
     "wiener": Method(wiener, "Wiener", "#9a6a4f", precision=False),
-    "pspc_square": Method(pspc_square, "PSPC-Square", "#3f88c5", "patch_sizes"),
+    "pspc_square": Method(pspc_square, "PSPC-Square", "#3f88c5", "patch_sizes", inside=True),
     "ls": Method(ls, "LS", "#c2559d", "patch_sizes"),
     "els": Method(els, "ELS", "#7d8f3a", "patch_sizes", precision=False),
     "es": Method(es, "ES", "#b0a04a", precision=False, compared=False),
-    "pspc_flex": Method(pspc_flex, "PSPC-Flex", "#6fb7e0", "thresholds", "sensitivity"),
-    "lukoianov": Method(lukoianov, "Lukoianov", "#5a55c4", "threshold", "gaussian"),
+    "pspc_flex": Method(
+        pspc_flex,
+        "PSPC-Flex",
+        "#6fb7e0",
+        "thresholds",
+        "sensitivity",
+        tried=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    ),
+    "lukoianov": Method(
+        lukoianov, "Lukoianov", "#5a55c4", "threshold", "gaussian", tried=(0.02, 0.05, 0.1, 0.2)
+    ),
 }
 """{name: method}, in the order of the tables."""
