@@ -76,7 +76,7 @@ def _numbers(maps: Tensor, first: Tensor) -> dict[str, str]:
     """How wide the maps of a level are, and what they share."""
     sides = {f"side_{s:g}": sensitivity.square_sides(maps, s).double().mean() for s in SHARES}
     masses = {"shared": shared(first, maps), "next": with_the_next(maps)}
-    return {name: f"{float(value):.4g}" for name, value in (sides | masses).items()}
+    return {name: f"{float(value):.6g}" for name, value in (sides | masses).items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
