@@ -64,7 +64,8 @@ def read(
 
     Args:
         data: The dataset, a folder in ``results``.
-        table: "schedules", "denoising", "samples", "worth", "copies", "maps" or "trials".
+        table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks" or
+            "trials".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:

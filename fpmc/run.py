@@ -42,6 +42,7 @@ def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict)
 
     Raises:
         FileNotFoundError: If there is no such chapter.
+        TypeError: If a value is none that a notebook's parameters can have.
         ValueError: If the file is no notebook, a name is not one of the chapter's parameters, the
             output is no ``.ipynb``, or a value is a mapping from something else than text.
         fpmc.limits.OutOfTimeError: If a cell ended because its minutes were over: by this error, or
@@ -90,6 +91,11 @@ def _plain(name: str, value: Any) -> Any:
                     "notebooks' parameters have no others"
                 )
         return {key: _plain(name, entry) for key, entry in value.items()}
+    if not (value is None or isinstance(value, str | bool | int | float)):
+        raise TypeError(
+            f"{name}: got {type(value).__name__}, wanted text, a number, true, false, nothing, or "
+            "lists and mappings of them: papermill writes all else as text"
+        )
     return value
 
 

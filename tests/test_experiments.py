@@ -582,6 +582,41 @@ class TestTrials:
             stage("trials").main([str(tmp_path / "network.safetensors"), "--trial", "none"])
 
 
+class TestLooks:
+    """``fpmc.experiments.looks`` keeps how wide networks look, and what their maps share."""
+
+    def test_rows_are_the_sides_and_the_shared_mass(self, tmp_path):
+        one = torch.eye(16).view(16, 4, 4)
+        other = 0.75 * one + 0.25 * one.roll(1, 0)
+        for name, value in (("a", one), ("b", other)):
+            sensitivity.write(tmp_path / f"{name}.npz", {1.0: value}, images=3)
+        words = [f"tiny/{name}={tmp_path / name}.npz" for name in ("a", "b")]
+        out = tmp_path / "tiny"
+        for _ in range(2):
+            stage("looks").main([*words, "--out", str(out)])
+        first, second = results.read("tiny", "looks", tmp_path)
+        assert (first["network"], second["network"]) == ("tiny/a", "tiny/b")
+        assert (first["side_0.5"], first["shared"], first["next"]) == (1, 1, 0)
+        assert (second["side_0.75"], second["shared"], second["next"]) == (1, 0.75, 0.25)
+        assert second["n"] == 3
+
+    def test_maps_that_cannot_be_compared_are_an_error(self, tmp_path):
+        with pytest.raises(SystemExit, match="networks: got some of digits, photos, wanted one"):
+            stage("looks").main(["digits/ddpmpp", "photos/ddpmpp"])
+        sensitivity.write(tmp_path / "a.npz", {1.0: torch.eye(64).view(64, 8, 8)})
+        with pytest.raises(SystemExit, match="digits/a: its maps have other levels or sizes"):
+            stage("looks").main(["digits/ddpmpp", f"digits/a={tmp_path / 'a.npz'}"])
+
+    @pytest.mark.parametrize("data", ["digits", "photos", "photos32"])
+    def test_stored_rows_are_what_the_shipped_maps_give(self, data, tmp_path):
+        name, out = f"{data}/ddpmpp", tmp_path / data
+        stage("looks").main([name, "--out", str(out)])
+        stored = [row for row in results.read(data, "looks") if row["network"] == name]
+        for row, again in zip(stored, results.read(data, "looks", tmp_path), strict=True):
+            for column in ("sigma", "side_0.5", "side_0.75", "side_0.95", "shared", "next", "n"):
+                assert row[column] == pytest.approx(again[column], rel=1e-3)
+
+
 class TestWrongRowsSayNothing:
     """Ways in which rows of other settings, images or processes once landed without a word."""
 

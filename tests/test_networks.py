@@ -85,7 +85,7 @@ class TestArchitectures:
         assert any(not torch.equal(a, b) for a, b in pairs)
 
     def test_halving_undoes_doubling_of_a_constant(self):
-        from fpmc.networks.unet import Convolution
+        from fpmc.networks.blocks import Convolution
 
         for taps in ((1, 1), (1, 3, 3, 1)):
             up = Convolution(1, 1, 1, resample="up", taps=taps)

@@ -165,3 +165,5 @@ def test_values_arrive_as_they_are_or_are_refused(chapter, tmp_path):
     assert printed(output).startswith("[2.0, [1, [3]]]")
     with pytest.raises(ValueError, match=r"seed: got a mapping from 1\.5, wanted keys that are"):
         run(chapter, output, {"seed": {1.5: 3}})
+    with pytest.raises(TypeError, match=r"seed: got .*Path, wanted text, a number, "):
+        run(chapter, output, {"seed": [output]})

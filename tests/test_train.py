@@ -4,6 +4,7 @@ import csv
 import errno
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import fpmc
@@ -28,6 +30,7 @@ from fpmc.networks.training import run as training_run
 from fpmc.networks.training.loop import Loop
 from fpmc.networks.training.processes import ALONE
 from fpmc.networks.training.run import Run
+from fpmc.sensitivity import __main__ as sensitivity
 from fpmc.source import to_float
 
 OPTIONS = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.2}
@@ -594,3 +597,59 @@ class TestWhatMayHappenToARun:
         other = replace(toy, train=toy.train.flip(0))
         with pytest.raises(ValueError, match=f"holds a run with images_hash='{hashed}'; wanted"):
             run(other, tmp_path, replace(RECIPE, images=160))
+
+    @pytest.mark.slow
+    def test_files_that_cannot_grow_end_the_command_with_one_line_that_names_them(self, tmp_path):
+        """By the system's own limit of a file's size, whose error is as a full disk's."""
+        out = tmp_path / "run"
+        recipe = Recipe("digits", "ddpmpp", {**OPTIONS, "multipliers": [1]}, 320, batch=16)
+        words = [*shlex.split(command(recipe))[3:], "--out", str(out), "--precision", "float32"]
+        code = """if True:
+            import resource, sys
+            from fpmc.networks.train import main
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+            main(sys.argv[2:])
+        """
+
+        def call(limit, *more):
+            call = [sys.executable, "-c", code, str(limit), *words, *more]
+            return subprocess.run(call, capture_output=True, text=True)
+
+        assert call(10**9).returncode == 0
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        done = call(len(before["state.pt"]) - 1000, "--images", "640")
+        said = [line for line in done.stderr.splitlines() if "rror" in line]
+        assert done.returncode == 1
+        assert len(said) == 1
+        assert re.fullmatch(r"error: \[Errno \d+\] File too large: '.*state\.pt'", said[0])
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+    def test_the_card_has_a_path_that_is_right_everywhere(self, toy, tmp_path, monkeypatch):
+        folder = tmp_path / "imgs"
+        folder.mkdir()
+        for i, image in enumerate(toy.train):
+            Image.fromarray(image[0].numpy()).save(folder / f"{i:02d}.png")
+        monkeypatch.chdir(tmp_path)
+        recipe = replace(RECIPE, data="imgs")
+        train(recipe, tmp_path / "run", precision="float32", progress=False)
+        card = networks.card(tmp_path / "run" / "network.safetensors")
+        assert card["data"] == str(folder)
+        assert shlex.quote(str(folder)) in card["command"]
+
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        maps = ["--network", str(tmp_path / "run" / "network.safetensors"), "--images", "1"]
+        maps += ["--steps", "2", "--cache", str(tmp_path / "cache"), "--out", "maps.npz"]
+        sensitivity.main(maps)
+        assert Path("maps.npz").exists()
+
+        Image.fromarray(255 - toy.train[0, 0].numpy()).save(folder / "00.png")
+        with pytest.raises(SystemExit, match=r"other images than lie under .*imgs now, wanted --"):
+            sensitivity.main(maps)
+        with pytest.raises(ValueError, match=r"state\.pt: holds a run with images_hash="):
+            train(
+                replace(recipe, data=str(folder), images=160),
+                tmp_path / "run",
+                precision="float32",
+                progress=False,
+            )

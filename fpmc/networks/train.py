@@ -21,7 +21,6 @@ import torch
 
 from fpmc import data as datasets
 from fpmc.checks import as_device, as_positive, as_whole_number
-from fpmc.data import NAMES
 from fpmc.networks.architectures import ARCHITECTURES, as_options
 from fpmc.networks.optimizers import OPTIMIZERS
 from fpmc.networks.preconditioning import Preconditioned
@@ -152,8 +151,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         changes = {k: v for k, v in given.items() if v is not None}
         changes |= {k: tuple(changes[k]) for k in ("levels", "draws") if k in changes}
-        if data not in NAMES and Path(data).exists():
-            data = str(Path(data).resolve())  # the card is read elsewhere
         chosen = recipe(data, arch, **changes)
         out = out or Path("runs") / f"{Path(data).stem}-{arch}-{chosen.seed}"
         train(chosen, out, **elsewhere)

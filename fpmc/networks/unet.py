@@ -7,7 +7,7 @@ Equations", section 4.3 and appendix H; Karras et al. (2022), appendix F.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -16,131 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpmc.checks import as_whole_number
+from fpmc.networks.blocks import NEARLY_ZERO, Block, Convolution, group_norm
 from fpmc.networks.embedding import FourierEmbedding, PositionalEmbedding
 from fpmc.networks.layers import linear
 
-__all__ = ["Block", "Convolution", "UNet"]
-
-NEARLY_ZERO = 1e-5
-"""Gain of the last layer of every residual branch at the start."""
-
-
-class Convolution(nn.Conv2d):
-    """A convolution that keeps the side, doubles it first, or halves it first.
-
-    Args:
-        c_in: Channels in.
-        c_out: Channels out.
-        kernel: Side of the kernel, odd.
-        resample: "up" doubles the side, "down" halves it, before the convolution.
-        taps: The one-dimensional resampling filter.
-        filter_last: Halve after the convolution instead, without padding between the two.
-        gain: Factor of the Xavier-uniform start.
-    """
-
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        kernel: int,
-        *,
-        resample: Literal["up", "down"] | None = None,
-        taps: Sequence[float] = (1, 1),
-        filter_last: bool = False,
-        gain: float = 1.0,
-    ):
-        super().__init__(c_in, c_out, kernel, padding=kernel // 2)
-        self.resample, self.filter_last = resample, filter_last
-        nn.init.xavier_uniform_(self.weight, gain)
-        nn.init.zeros_(self.bias)
-        if resample:
-            row = torch.tensor(taps, dtype=torch.float32)
-            row = row / row.sum()
-            self.register_buffer("resample_filter", row.outer(row)[None, None])
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k i j"]:
-        if not self.resample:
-            return super().forward(x)
-        margin = (self.resample_filter.shape[-1] - 1) // 2
-        if self.filter_last:
-            x = F.conv2d(x, self.weight, padding=self.padding[0] + margin)
-            return self._halve(x, 0) + self.bias[:, None, None]
-        x = self._double(x, margin) if self.resample == "up" else self._halve(x, margin)
-        return super().forward(x)
-
-    def _halve(self, x: Tensor, margin: int) -> Tensor:
-        c = x.shape[1]
-        kernel = self.resample_filter.expand(c, 1, -1, -1)
-        return F.conv2d(x, kernel, stride=2, padding=margin, groups=c)
-
-    def _double(self, x: Tensor, margin: int) -> Tensor:
-        c = x.shape[1]
-        kernel = 4 * self.resample_filter.expand(c, 1, -1, -1)
-        return F.conv_transpose2d(x, kernel, stride=2, padding=margin, groups=c)
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """As many groups as divide the channels: at most 32, of at least four channels each."""
-    most = max(1, min(32, channels // 4))
-    groups = next(n for n in range(most, 0, -1) if channels % n == 0)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
-
-
-class Block(nn.Module):
-    """A residual block: two convolutions, the noise level added between, attention if wanted.
-
-    Args:
-        c_in: Channels in.
-        c_out: Channels out.
-        embedding: Features of the noise level's embedding.
-        resample: "up" or "down" doubles or halves the side.
-        taps: The resampling filter.
-        attention: Whether every pixel attends to every other at the end.
-        dropout: Probability of dropping an activation in training.
-    """
-
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        embedding: int,
-        *,
-        resample: Literal["up", "down"] | None = None,
-        taps: Sequence[float] = (1, 1),
-        attention: bool = False,
-        dropout: float = 0.0,
-    ):
-        super().__init__()
-        self.c_in, self.c_out, self.dropout = c_in, c_out, dropout
-        self.norm0 = group_norm(c_in)
-        self.conv0 = Convolution(c_in, c_out, 3, resample=resample, taps=taps)
-        self.affine = linear(embedding, c_out)
-        self.norm1 = group_norm(c_out)
-        self.conv1 = Convolution(c_out, c_out, 3, gain=NEARLY_ZERO)
-        same = c_in == c_out and not resample
-        self.skip = None if same else Convolution(c_in, c_out, 1, resample=resample, taps=taps)
-        self.attention = attention
-        if attention:
-            self.norm2 = group_norm(c_out)
-            self.qkv = Convolution(c_out, 3 * c_out, 1, gain=math.sqrt(0.2))
-            self.proj = Convolution(c_out, c_out, 1, gain=NEARLY_ZERO)
-
-    def forward(
-        self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]
-    ) -> Float[Tensor, "b k i j"]:
-        y = self.conv0(F.silu(self.norm0(x)))
-        y = F.silu(self.norm1(y + self.affine(embedding)[:, :, None, None]))
-        y = self.conv1(F.dropout(y, self.dropout, self.training))
-        x = (y + (x if self.skip is None else self.skip(x))) * math.sqrt(0.5)
-        if self.attention:
-            x = (self.proj(self._attend(self.qkv(self.norm2(x)))) + x) * math.sqrt(0.5)
-        return x
-
-    def _attend(self, qkv: Tensor) -> Tensor:
-        b, _, h, w = qkv.shape
-        q, k, v = qkv.reshape(b, self.c_out, 3, h * w).unbind(2)
-        weights = torch.einsum("bcq,bck->bqk", q, k / math.sqrt(self.c_out)).softmax(dim=2)
-        return torch.einsum("bqk,bck->bcq", weights, v).reshape(b, self.c_out, h, w)
+__all__ = ["UNet"]
 
 
 class UNet(nn.Module):
@@ -181,19 +61,7 @@ class UNet(nn.Module):
         taps: Sequence[float] = (1, 1),
     ):
         super().__init__()
-        c, side, width = shape
-        if side != width or side % 2 ** (len(multipliers) - 1):
-            raise ValueError(
-                f"shape: got {tuple(shape)}, wanted square images whose side can be halved "
-                f"{len(multipliers) - 1} times"
-            )
-        as_whole_number(channels, "channels", 4)
-        for value in multipliers:
-            as_whole_number(value, "multipliers", 1)
-        as_whole_number(blocks, "blocks", 1)
-        as_whole_number(augmentations, "augmentations", 0)
-        if channels % 2:
-            raise ValueError(f"channels: got {channels}, wanted an even number")
+        _check(shape, channels, multipliers, blocks, augmentations)
         if embedding not in ("positional", "fourier"):
             raise ValueError(f"embedding: got {embedding!r}, wanted 'positional' or 'fourier'")
         if encoder not in ("standard", "residual"):
@@ -211,41 +79,11 @@ class UNet(nn.Module):
         def block(c_in: int, c_out: int, **options) -> Block:
             return Block(c_in, c_out, features, taps=taps, dropout=dropout, **options)
 
-        self.enc = nn.ModuleDict()
-        now, auxiliary, skips = channels, c, []
-        for level, multiplier in enumerate(multipliers):
-            at = side >> level
-            if level == 0:
-                self.enc[f"{at}x{at}_conv"] = Convolution(c, now, 3)
-            else:
-                self.enc[f"{at}x{at}_down"] = block(now, now, resample="down")
-                if encoder == "residual":
-                    self.enc[f"{at}x{at}_aux_residual"] = Convolution(
-                        auxiliary, now, 3, resample="down", taps=taps, filter_last=True
-                    )
-                    auxiliary = now
-            skips.append(now)
-            for i in range(blocks):
-                wide = channels * multiplier
-                self.enc[f"{at}x{at}_block{i}"] = block(now, wide, attention=at in attention)
-                now = wide
-                skips.append(now)
-
-        self.dec = nn.ModuleDict()
-        for level, multiplier in reversed(list(enumerate(multipliers))):
-            at = side >> level
-            if level == len(multipliers) - 1:
-                self.dec[f"{at}x{at}_in0"] = block(now, now, attention=True)
-                self.dec[f"{at}x{at}_in1"] = block(now, now)
-            else:
-                self.dec[f"{at}x{at}_up"] = block(now, now, resample="up")
-            for i in range(blocks + 1):
-                wide = channels * multiplier
-                attends = i == blocks and at in attention
-                self.dec[f"{at}x{at}_block{i}"] = block(now + skips.pop(), wide, attention=attends)
-                now = wide
-        self.dec[f"{side}x{side}_aux_norm"] = group_norm(now)
-        self.dec[f"{side}x{side}_aux_conv"] = Convolution(now, c, 3, gain=NEARLY_ZERO)
+        c, side, _ = shape
+        levels = [(side >> i, channels * factor) for i, factor in enumerate(multipliers)]
+        own = taps if encoder == "residual" else None
+        self.enc, skips = _encoder(block, c, channels, levels, blocks, attention, own)
+        self.dec = _decoder(block, c, skips, levels, blocks, attention)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, " b"]
@@ -269,3 +107,91 @@ class UNet(nn.Module):
             else:
                 x = layer(x)
         return x
+
+
+def _check(
+    shape: Sequence[int],
+    channels: int,
+    multipliers: Sequence[int],
+    blocks: int,
+    augmentations: int,
+) -> None:
+    """See that the numbers of a U-Net are possible."""
+    _, side, width = shape
+    if side != width or side % 2 ** (len(multipliers) - 1):
+        raise ValueError(
+            f"shape: got {tuple(shape)}, wanted square images whose side can be halved "
+            f"{len(multipliers) - 1} times"
+        )
+    as_whole_number(channels, "channels", 4)
+    for value in multipliers:
+        as_whole_number(value, "multipliers", 1)
+    as_whole_number(blocks, "blocks", 1)
+    as_whole_number(augmentations, "augmentations", 0)
+    if channels % 2:
+        raise ValueError(f"channels: got {channels}, wanted an even number")
+
+
+def _encoder(
+    block: Callable[..., Block],
+    c: int,
+    now: int,
+    levels: Sequence[tuple[int, int]],
+    blocks: int,
+    attention: Sequence[int],
+    taps: Sequence[float] | None,
+) -> tuple[nn.ModuleDict, list[int]]:
+    """The layers that halve the side, and the channels of what each leaves for the decoder.
+
+    Args:
+        block: Makes a residual block from channels in and out.
+        c: Channels of the images.
+        now: Channels after the first layer.
+        levels: Side and channels of each resolution, the largest first.
+        blocks: Residual blocks per resolution.
+        attention: Sides at which they attend.
+        taps: The filter of the image's own halved copies; none without these.
+    """
+    layers, auxiliary, skips = nn.ModuleDict(), c, []
+    for level, (at, wide) in enumerate(levels):
+        if level == 0:
+            layers[f"{at}x{at}_conv"] = Convolution(c, now, 3)
+        else:
+            layers[f"{at}x{at}_down"] = block(now, now, resample="down")
+            if taps is not None:
+                layers[f"{at}x{at}_aux_residual"] = Convolution(
+                    auxiliary, now, 3, resample="down", taps=taps, filter_last=True
+                )
+                auxiliary = now
+        skips.append(now)
+        for i in range(blocks):
+            layers[f"{at}x{at}_block{i}"] = block(now, wide, attention=at in attention)
+            now = wide
+            skips.append(now)
+    return layers, skips
+
+
+def _decoder(
+    block: Callable[..., Block],
+    c: int,
+    skips: Sequence[int],
+    levels: Sequence[tuple[int, int]],
+    blocks: int,
+    attention: Sequence[int],
+) -> nn.ModuleDict:
+    """The layers that double the side; arguments as those of the encoder, which left the skips."""
+    layers, left, now = nn.ModuleDict(), list(skips), skips[-1]
+    for level, (at, wide) in reversed(list(enumerate(levels))):
+        if level == len(levels) - 1:
+            layers[f"{at}x{at}_in0"] = block(now, now, attention=True)
+            layers[f"{at}x{at}_in1"] = block(now, now)
+        else:
+            layers[f"{at}x{at}_up"] = block(now, now, resample="up")
+        for i in range(blocks + 1):
+            attends = i == blocks and at in attention
+            layers[f"{at}x{at}_block{i}"] = block(now + left.pop(), wide, attention=attends)
+            now = wide
+    side = levels[0][0]
+    layers[f"{side}x{side}_aux_norm"] = group_norm(now)
+    layers[f"{side}x{side}_aux_conv"] = Convolution(now, c, 3, gain=NEARLY_ZERO)
+    return layers

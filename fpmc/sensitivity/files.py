@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_whole_number
-from fpmc.networks.loading import FOLDER
+from fpmc.networks.loading import FOLDER, SHIPPED
 from fpmc.storage import whole
 
 __all__ = ["averaged_over", "load", "read", "write"]
@@ -23,8 +23,9 @@ def load(network: str | os.PathLike) -> dict[float, Float[Tensor, "k h w"]]:
     """A network's sensitivity maps, {sigma: maps}: the shipped ones, or those in a file.
 
     Args:
-        network: A name in :data:`fpmc.networks.SHIPPED`, whose maps are at the sampler's 18 noise
-            levels, or a file that :func:`write` or ``python -m fpmc.sensitivity`` kept.
+        network: A shipped DDPM++, such as "photos/ddpmpp", whose maps are at the sampler's 18 noise
+            levels, or a file that :func:`write` or ``python -m fpmc.sensitivity`` kept. (No method
+            here is tuned to the other shipped networks; that command computes their maps.)
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -37,10 +38,16 @@ def load(network: str | os.PathLike) -> dict[float, Float[Tensor, "k h w"]]:
     if network in _shipped():
         return read(FOLDER / f"{network}.npz")
     path = Path(network)
+    if network in SHIPPED:
+        raise ValueError(
+            f"network: the maps of {network} are not shipped, wanted one of "
+            f"{', '.join(_shipped())}, or the file that "
+            f"python -m fpmc.sensitivity --network {network} --out FILE.npz makes"
+        )
     if isinstance(network, str) and not path.suffix and not path.exists():
         raise ValueError(
             f"network: got {network!r}, wanted one of {', '.join(_shipped())}, or a file of maps, "
-            f"as python -m fpmc.sensitivity --network {network} --out FILE.npz makes"
+            "as python -m fpmc.sensitivity --network NETWORK --out FILE.npz makes"
         )
     return read(path)
 
@@ -49,7 +56,7 @@ def averaged_over(network: str | os.PathLike) -> int | None:
     """The number of noisy images that each of stored maps is an average over.
 
     Args:
-        network: A name in :data:`fpmc.networks.SHIPPED`, or a file that :func:`write` kept.
+        network: As :func:`load` takes it.
 
     Returns:
         None if the file does not say.

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ LOG_EVERY = 10_000
 """Images per row of the loss curve up to a million; ten times as many up to ten million, etc."""
 
 
+MAY_CHANGE = ("data", "images", "minutes")
+"""What may differ when a run goes on: the budget, and where the images lie; a hash tells them."""
+
+
 class Run:
     """One process's part of the training of a network.
 
@@ -57,6 +61,7 @@ class Run:
         processes: Processes,
         precision: str,
     ):
+        recipe = replace(recipe, data=_from_anywhere(recipe.data))
         self.recipe, self.out, self.dataset, self.processes = recipe, out, dataset, processes
         self.device, self.begun, self.compiled = processes.device, None, False
         self.bf16 = precision == "bf16" or (precision == "auto" and _has_bf16(self.device))
@@ -82,7 +87,7 @@ class Run:
             batches=self.batches,
             optimizer=optimizer(self.recipe.optimizer, self.network, self.recipe.rate),
             parts={"network": self.network, "average": self.average},
-            identity={k: v for k, v in identity.items() if k not in ("images", "minutes")},
+            identity={k: v for k, v in identity.items() if k not in MAY_CHANGE},
             path=self.out / "state.pt",
             budget=self.recipe.images,
             minutes=self.recipe.minutes,
@@ -211,6 +216,15 @@ def tf32(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _from_anywhere(data: str) -> str:
+    """A dataset's name, or its path from the root, as a card is read in other folders.
+
+    Links stay: a training set's twin is found by its name.
+    """
+    path = Path(data).expanduser()
+    return str(path.absolute()) if data not in datasets.NAMES and path.exists() else data
 
 
 def _images_per_row(seen: int) -> int:
