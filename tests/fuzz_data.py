@@ -54,11 +54,11 @@ def broken(content: bytes, dice: random.Random) -> bytes:
     content, n = bytearray(content), len(content)
     for _ in range(dice.choice((1, 1, 1, 3))):
         place, other = sorted((dice.randrange(n + 1), dice.randrange(n + 1)))
-        change = dice.randrange(6)
+        change = dice.choice((0, 1, 1, 1, 1, 2, 3, 4, 5))
         if change == 0:
             del content[place:]
         elif change == 1:
-            for _ in range(dice.choice((1, 4, 64))):
+            for _ in range(dice.choice((1, 1, 4, 64))):
                 if content:
                     content[dice.randrange(len(content))] = dice.randrange(256)
         elif change == 2:
@@ -119,7 +119,8 @@ def labels(dice: random.Random, folder: Path) -> Callable:
 
 
 def array(dice: random.Random, folder: Path) -> Callable:
-    path, kinds = folder / "a.npy", (np.uint8, np.uint8, np.float32, np.int64, np.bool_, "U3", "V5")
+    path = folder / "a.npy"
+    kinds = (np.uint8,) * 12 + (np.float32, np.int64, np.bool_, "U3", "V5")
     shape = dice.choice(((5, 4, 4), (5, 4, 4, 3), (5, 3, 4, 4), (5,), (), (0, 4, 4), (2, 3, 4, 3)))
     np.save(path, np.zeros(shape, dice.choice(kinds)))
     if dice.random() < 0.7:
