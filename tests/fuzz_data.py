@@ -2,7 +2,7 @@
 
 python tests/fuzz_data.py --out results/fuzz/data.csv
 
-Outside the tests, as it takes minutes. Every case follows from the seed and its number, so that
+Outside the tests. Every case follows from the seed and its number, so that
 ``--case 17`` repeats one, with its traceback. The table counts cases by what was changed and what
 came of it: an answer, or the kind of the error. Anything else ends in status 1.
 """
