@@ -76,7 +76,7 @@ def read(
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return [_row(row) for row in csv.DictReader(file)]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise ValueError(f"{path}: not a table of results ({error})") from error
 
 
@@ -171,6 +171,8 @@ def _path(data: str, name: str, root: str | os.PathLike | None) -> Path:
 
 
 def _row(row: dict[str, str]) -> dict[str, str | float | Estimate]:
+    if None in row or None in row.values():  # what csv puts where cells are too many or too few
+        raise ValueError("a row has another number of cells than the first one")
     values = {}
     for name, value in row.items():
         if name in TEXT:

@@ -496,6 +496,17 @@ class TestArrays:
         with pytest.raises(ValueError, match=r"a\.npz: got cats, dogs, wanted images in arr_0"):
             load(tmp_path / "a.npz")
 
+    @pytest.mark.parametrize(("write", "suffix"), [(np.save, "npz"), (np.savez, "npy")])
+    def test_a_file_under_the_other_suffix_is_read_as_what_it_is(self, tmp_path, write, suffix):
+        with (tmp_path / f"a.{suffix}").open("wb") as file:
+            write(file, random_images(5, (8, 8)))
+        assert len(load(tmp_path / f"a.{suffix}", n_test=0).train) == 5
+
+    def test_a_pickle_is_not_read(self, tmp_path):
+        (tmp_path / "a.npy").write_bytes(b"\x80\x04]\x94.")
+        with pytest.raises(ValueError, match=r"a\.npy: cannot be read \(it begins as neither"):
+            load(tmp_path / "a.npy")
+
     @pytest.mark.parametrize("suffix", ["npy", "npz"])
     @pytest.mark.parametrize("size", [0, 5, 100, 200])
     def test_a_file_that_is_cut_short_is_named(self, tmp_path, suffix, size):

@@ -490,9 +490,10 @@ def test_a_missing_or_foreign_table_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"fpmc\.experiments --data nothing computes it"):
         results.read("nothing", "denoising")
     (tmp_path / "digits").mkdir()
-    (tmp_path / "digits" / "denoising.csv").write_text("mse,mse_error,n\n1,x,2\n")
-    with pytest.raises(ValueError, match="not a table of results"):
-        results.read("digits", "denoising", tmp_path)
+    for row in ("1,x,2", "1,0.1,2,3", "1,0.1", '1,"0.1,2'):
+        (tmp_path / "digits" / "denoising.csv").write_text(f"mse,mse_error,n\n{row}\n")
+        with pytest.raises(ValueError, match="not a table of results"):
+            results.read("digits", "denoising", tmp_path)
     (tmp_path / "digits" / "samples.npz").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a file of samples"):
         results.images("digits", tmp_path)

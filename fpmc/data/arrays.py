@@ -38,7 +38,11 @@ def read_arrays(path: Path) -> tuple[Part, ...]:
             numbers from 0 on, one for each.
     """
     with reading(path):
-        if path.suffix.lower() == ".npy":
+        with path.open("rb") as file:
+            head = file.read(6)
+        if not head.startswith((b"\x93NUMPY", b"PK")):  # NumPy takes it for a pickle, and says so
+            raise ValueError("it begins as neither a .npy nor a .npz file")
+        if head == b"\x93NUMPY":
             return (Part(_images(path, "", np.load(path, mmap_mode="r")), mapped=True),)
         with np.load(path) as file:
             for pairs in ENTRIES:
