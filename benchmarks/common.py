@@ -9,10 +9,6 @@ from pathlib import Path
 
 import torch
 
-from fpmc.experiments.provenance import cpu
-from fpmc.experiments.provenance import provenance as where
-from fpmc.storage import write_rows
-
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The options that say which images are summed over."""
@@ -21,9 +17,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", help="what the table calls the data (default: DATA)")
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command line, where the data's label is their name unless another is given."""
-    options = parser.parse_args()
+def parse(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """The arguments, or the command line; the data's label is their name unless one is given."""
+    options = parser.parse_args(arguments)
     options.label = options.label or options.data
     return options
 
@@ -65,6 +63,9 @@ def gpu(device: str | torch.device) -> dict[str, str]:
 
 def provenance() -> dict[str, object]:
     """When, on what and with which code."""
+    from fpmc.experiments.provenance import cpu  # here: an older build is timed without tables
+    from fpmc.experiments.provenance import provenance as where
+
     told = where()
     return {
         "date": told["date"],
@@ -81,6 +82,8 @@ def write(path: Path, rows: Sequence[dict[str, object]]) -> None:
 
     What a row lacks is not a number.
     """
+    from fpmc.storage import write_rows  # here: as above
+
     told = provenance()
     texts = [{**{key: _text(value) for key, value in row.items()}, **told} for row in rows]
     write_rows(path, texts, missing="nan")

@@ -127,7 +127,7 @@ def timed(path):
     print(fastest(lambda: engine(z, target, q, r, source, sigma), 1, warm=False))
 
 
-def main():
+def main(arguments=None):
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data(parser)
@@ -142,7 +142,7 @@ def main():
     parser.add_argument("--other", type=Path, help="another checkout to compare with")
     parser.add_argument("--case", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="CSV file to write")
-    options = parse(parser)
+    options = parse(parser, arguments)
     if options.case:
         timed(options.case)
         return

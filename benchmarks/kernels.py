@@ -141,7 +141,7 @@ def loop_over_estimators(z, x, sigma, queries):
     return fastest(work, 1, warm=False) * queries.k / SAMPLE
 
 
-def main():
+def main(arguments=None):
     """Check, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data(parser)
@@ -152,7 +152,7 @@ def main():
     parser.add_argument("--budget", type=int, help="bytes of working memory")
     parser.add_argument("--no-alternatives", action="store_true", help="time the kernels alone")
     parser.add_argument("--out", type=Path, help="CSV file to write")
-    options = parse(parser)
+    options = parse(parser, arguments)
     if not torch.cuda.is_available():
         sys.exit("no CUDA device: these kernels run on one only")
 

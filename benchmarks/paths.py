@@ -1,6 +1,7 @@
 """Every path against the ways that its structure replaces, in one run, on real images.
 
     python benchmarks/paths.py [--data cifar10] [--n 10000] [--device cuda] [--out paths.csv]
+    python benchmarks/paths.py --against ../other-checkout
 
 The alternatives, in float32 PyTorch, on all threads or the same device:
 
@@ -19,13 +20,19 @@ whose squares fit: one line's maps of all pairs of patches fit no memory.
 Beside them: going back, as a multiple of the answer's time; the float32 mode, where there is one,
 and its error; and the operations and bytes that the plan counts, against the peaks of the machine,
 measured in the same run.
+
+With --against the same rows are run by this build and by that of another checkout instead, in turn:
+the medians of the times of answers and of going back, their ratios, and whether the bits agree.
 """
 
 import argparse
 import math
+import sys
+from functools import partial
 from pathlib import Path
 
 import torch
+from builds import compare, serve
 from common import add_data, fastest, gpu, named, parse, show, write
 from torch.nn import functional
 
@@ -35,6 +42,12 @@ from fpmc.checks import as_device
 from fpmc.operators import Box, Dense, Identity, Ones
 from fpmc.source import to_float
 
+METHODS = [
+    "optimal",
+    *(f"{name}, p = {p}" for name in ("PSPC-Square", "LS") for p in (7, 15)),
+    *(f"{name} masks, {r}" for name in ("local", "large") for r in ("one-hot R", "Q and R")),
+    "ELS, p = 7",
+]
 CHUNK = 1_000
 """Source images of a step of the loop."""
 TRANSLATED = 50
@@ -203,7 +216,39 @@ def back(denoiser, z, sigma, repeats):
     return fastest(lambda: torch.autograd.grad(answer, leaf, direction, retain_graph=True), repeats)
 
 
-def main():
+def cases(options):
+    """Each method at each σ."""
+    names = options.method or METHODS
+    return [{"method": name, "sigma": sigma} for name in names for sigma in options.sigma]
+
+
+def collections(many, few, device):
+    """Q, R and the source of each method but ELS."""
+    pixels, one_hot = many.shape[1:], Identity(many.shape[1:])
+    local, large = (discs(pixels[0], share, device) for share in (0.1, 0.6))
+    pairs = [
+        (Ones(pixels), Ones(pixels), many),
+        *((Box(pixels, p), Box(pixels, p), many) for p in (7, 15)),
+        *((Box(pixels, p, "clip"), one_hot, many) for p in (7, 15)),
+        *((q, r, few) for q in (local, large) for r in (one_hot, q)),
+    ]
+    return dict(zip(METHODS[:-1], pairs, strict=True))
+
+
+def works(built, few, images, options, method, sigma):
+    """What two builds are compared by: an answer, and but for ELS going back."""
+    z = diffusion.add_noise(images, sigma, 0).to(options.device)
+    if method not in built:
+        denoiser = methods.els(few, 7, budget=options.budget)
+        return {"answer": lambda: denoiser(z, sigma)}
+    denoiser = FPMC(*built[method], budget=options.budget)
+    leaf = z.clone().requires_grad_()
+    answer, direction = denoiser(leaf, sigma), torch.ones_like(z)
+    gradient = partial(torch.autograd.grad, answer, leaf, direction, retain_graph=True)
+    return {"answer": lambda: denoiser(z, sigma), "back": lambda: gradient()[0]}
+
+
+def main(arguments=None):
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data(parser)
@@ -215,44 +260,44 @@ def main():
     parser.add_argument("--method", action="append", help="measure these alone")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--budget", type=int, help="bytes of working memory")
+    parser.add_argument("--against", type=Path, help="another checkout, to compare builds")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="CSV file to write")
-    options = parse(parser)
+    options = parse(parser, arguments)
+    if options.against and not options.serve:
+        words = sys.argv[1:] if arguments is None else map(str, arguments)
+        rows = compare(
+            options.against, [__file__, *words, "--serve"], cases(options), options.repeats
+        )
+        if options.out:
+            write(options.out, rows)
+        return
 
     most = max(options.n, options.dense_n)
     data = fpmc.data.load(options.data, options.root, n_train=most, n_test=options.b)
     images = data.train.to(as_device(options.device, "--device"))
     many, few = Source(images[: options.n]), Source(images[: options.dense_n])
-    pixels, one_hot = many.shape[1:], Identity(many.shape[1:])
-    local, large = (discs(pixels[0], share, options.device) for share in (0.1, 0.6))
-    cases = {
-        "optimal": (Ones(pixels), Ones(pixels), many),
-        "PSPC-Square, p = 7": (Box(pixels, 7), Box(pixels, 7), many),
-        "PSPC-Square, p = 15": (Box(pixels, 15), Box(pixels, 15), many),
-        "LS, p = 7": (Box(pixels, 7, "clip"), one_hot, many),
-        "LS, p = 15": (Box(pixels, 15, "clip"), one_hot, many),
-        "local masks, one-hot R": (local, one_hot, few),
-        "local masks, Q and R": (local, local, few),
-        "large masks, one-hot R": (large, one_hot, few),
-        "large masks, Q and R": (large, large, few),
-    }
+    built = collections(many, few, options.device)
+    if options.serve:
+        serve(partial(works, built, few, to_float(data.test), options))
+        return
     peaks = engine.measure_peaks(options.device)
     best = {"float64 peak": peaks.flops, "float32 peak": peaks.flops32, "copy peak": peaks.bytes}
     rows = []
-    for name in options.method or [*cases, "ELS, p = 7"]:
-        source = cases[name][2] if name in cases else few
-        for sigma in options.sigma:
-            z = diffusion.add_noise(to_float(data.test), sigma, 0).to(options.device)
-            row = {"dataset": options.label, "method": name, "sigma": sigma, "seed": 0}
-            row |= {"N": len(source), "b": len(z)}
-            row |= (
-                measure(*cases[name], z, sigma, options.repeats, options.budget)
-                if name in cases
-                else measure_translated(7, source, z, sigma, options.budget)
-            )
-            rows.append({**row, **best, **gpu(options.device)})
-            show([{key: value for key, value in row.items() if key != "dataset"}])
-            if options.out:
-                write(options.out, rows)
+    for case in cases(options):
+        name, sigma = case.values()
+        source = built[name][2] if name in built else few
+        z = diffusion.add_noise(to_float(data.test), sigma, 0).to(options.device)
+        row = {"dataset": options.label, **case, "seed": 0, "N": len(source), "b": len(z)}
+        row |= (
+            measure(*built[name], z, sigma, options.repeats, options.budget)
+            if name in built
+            else measure_translated(7, source, z, sigma, options.budget)
+        )
+        rows.append({**row, **best, **gpu(options.device)})
+        show([{key: value for key, value in row.items() if key != "dataset"}])
+        if options.out:
+            write(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -37,14 +37,14 @@ def seconds(load, method, n, b, side, p, sigma, k):
     return fastest(lambda: denoiser(z, sigma), 3)
 
 
-def main():
+def main(arguments=None):
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data(parser)
     parser.add_argument("--n", type=int, default=12_500, help="source images")
     parser.add_argument("--dense-n", type=int, default=1_000, help="the same, for dense operators")
     parser.add_argument("--out", type=Path, help="CSV file to write")
-    options = parse(parser)
+    options = parse(parser, arguments)
 
     load = partial(fpmc.data.load, options.data, options.root)
     largest = min(32, *load(n_train=1, n_test=1).train.shape[2:])

@@ -49,12 +49,24 @@ def test_a_table_with_provenance_is_left(run, script, options, rows, tmp_path):
         (("scaling.py", "--data", "nope"), "error: name: got 'nope'"),
         (("paths.py", "--n", "0", "--dense-n", "0"), "error: n_train: got 0"),
         (("paths.py", "--data", "photos", "--device", "nope"), "error: --device: got 'nope'"),
+        (("paths.py", "--against", "nope"), "error: --against: got nope, wanted a folder"),
     ],
 )
 def test_bad_arguments_are_named(run, words, says):
     with pytest.raises(SystemExit) as left:
         run(*words)
     assert says in left.value.code
+
+
+def test_a_build_against_itself_gives_the_same_bits(run, tmp_path):
+    """Each child ends with its parent, and starts none itself."""
+    words = "--data photos --n 30 --b 1 --sigma 0.5 --repeats 1"
+    options = ("--method", "LS, p = 7", "--against", SCRIPTS.parent)
+    run("paths.py", *words.split(), *options, "--out", tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["answer: bits"] == row["back: bits"] == "same"
+    assert float(row["answer: ratio"]) > 0
 
 
 def test_no_script_hides_a_module_that_its_imports_need():

@@ -203,6 +203,28 @@ def test_a_weight_on_an_image_is_copies_of_it():
         torch.testing.assert_close(*answers)
 
 
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+@pytest.mark.parametrize("left_out", [[2, 19], range(19), range(1, 20)])
+def test_left_out_images_are_as_if_they_were_not_there(left_out, precision):
+    """Splits and tiles hold nothing but images without weight, the first ones or the last."""
+    shape, sigma = (2, 5, 6), 0.5
+    source, kept = sources(20, shape, torch.uint8, 1, 0.3), torch.ones(20, dtype=torch.bool)
+    kept[list(left_out)] = False
+    ours = source.without(list(left_out))
+    theirs = Source(source.images[kept.to(DEVICE)], source.log_weights[kept].exp())
+    z = noisy(2, theirs, sigma, 0)
+    for operators in (
+        squares("LS", 5, 6, 3), squares("PSPC-Square", 5, 6, 3),
+        matrices("one-hot", shape, 1, 0), matrices("both", shape, 5, 0),
+    ):  # fmt: skip
+        wanted = denoise(z, sigma, *operators, theirs, precision=precision)
+        planned = Cuda(problem(operators, ours, precision=precision)).sizes(len(z), DEVICE)
+        for sizes in (planned, replace(planned, splits=1, n=7 if planned.n else 0)):
+            answer = denoise(z, sigma, *operators, ours, sizes=sizes, precision=precision)
+            limit = 0.2 * tolerance(sigma) if precision == "exact" else REDUCED[precision]
+            assert relative(answer, wanted) < limit
+
+
 def test_a_tie_is_a_tie():
     """z halfway between two images: each has half of the weight, however small σ."""
     x = images(2, (3, 8, 8), 0).mul(128).round().div(128)
