@@ -9,7 +9,7 @@ import fpmc
 from fpmc import FPMC, Source, diffusion
 from fpmc.engine import memory, reference
 from fpmc.engine.problem import Problem
-from fpmc.engine.streaming import posterior
+from fpmc.engine.streaming.posterior import mean_and_evidence, nearest
 from fpmc.engine.streaming.sizes import Tile, tile
 from fpmc.operators import Box, Dense, Identity, Ones
 from fpmc.source import to_float
@@ -92,7 +92,7 @@ def test_evidence_is_the_sum_of_the_filtered_likelihoods(structure, shape, n, si
     queries, responses = collections(shape, seed)[structure]
     source = similar_images(n, shape, sigma, seed)
     z = noisy(2, source, sigma, seed)
-    answer, evidence = posterior.mean_and_evidence(z, Problem(queries, responses, source, sigma))
+    answer, evidence = mean_and_evidence(z, Problem(queries, responses, source, sigma))
     x = source.read(slice(None), torch.float64).flatten(1)
     expected = [
         [
@@ -131,7 +131,7 @@ def everything(denoiser, z, sigma):
     answer = denoiser(z, sigma)
     gradients = torch.autograd.grad(answer.square().sum(), [z, *matrices])
     posterior = denoiser.posterior(z, sigma)
-    distance, position = posterior.nearest(z, queries, denoiser.source, denoiser.budget)
+    distance, position = nearest(z, queries, denoiser.source, denoiser.budget)
     return {
         "answer": answer.detach(),
         "weights": posterior.weights.detach(),
@@ -238,7 +238,7 @@ def test_memory_of_posteriors_stays_below_the_budget(ask):
         with PeakMemory() as memory:
             posterior = FPMC(op, op, source, budget=budget).posterior(z, 1.0)
             if ask == "nearest":
-                posterior.nearest(z, op, source, budget)
+                nearest(z, op, source, budget)
             elif ask == "weights":
                 _ = posterior.weights
             else:
@@ -398,7 +398,7 @@ class TestNearest:
         queries, _ = collections(shape, 0)[structure]
         source = Source(images(40, shape, 0, torch.float64))
         z = images(3, shape, 1, torch.float64)
-        distance, index = posterior.nearest(z, queries, source)
+        distance, index = nearest(z, queries, source)
         dense = torch.stack([row.expand(shape) for row in queries.dense()])
         gaps = (z[:, None] - source.images) ** 2
         every = torch.einsum("kchw,bnchw->bkn", dense, gaps)
@@ -409,7 +409,7 @@ class TestNearest:
         x = images(5, (1, 3, 3), 0)
         z = images(2, (1, 3, 3), 1)
         plain, weighted = (
-            posterior.nearest(z, Ones((3, 3)), Source(x, w)) for w in (None, [1e9, 1, 1, 1, 1])
+            nearest(z, Ones((3, 3)), Source(x, w)) for w in (None, [1e9, 1, 1, 1, 1])
         )
         assert torch.equal(plain[1], weighted[1])
 
