@@ -30,7 +30,7 @@ book: .venv/installed ## execute every chapter and build the HTML
 	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
 
 test: .venv/installed ## run every check: unit and property tests, stored notebooks, consistency
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto
 
 test-deep: export HYPOTHESIS_PROFILE := deep
 test-deep: test ## the same with ten times the examples of each property
@@ -45,7 +45,7 @@ figure: .venv/installed ## draw the picture that the README shows, from the land
 	$(BIN)/python book/overview.py
 
 results: .venv/installed ## compute the tables of results/DATA, in stages that resume: make results DATA=cifar10 DEVICE=cuda
-	$(BIN)/python results/compute.py --data $(DATA) --device $(DEVICE) $(ARGS)
+	$(BIN)/python -m fpmc.experiments --data "$(DATA)" --device "$(DEVICE)" $(ARGS)
 
 lint: .venv/installed ## format and lint the code
 	$(BIN)/ruff format .

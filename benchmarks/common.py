@@ -1,10 +1,6 @@
 """What the benchmarks share: timing, the machine, and tables that carry their provenance."""
 
 import argparse
-import csv
-import datetime
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from fpmc.storage import whole
-
-ROOT = Path(__file__).parents[1]
+from fpmc.experiments.provenance import cpu
+from fpmc.experiments.provenance import provenance as where
+from fpmc.storage import write_rows
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -69,18 +65,14 @@ def gpu(device: str | torch.device) -> dict[str, str]:
 
 def provenance() -> dict[str, object]:
     """When, on what and with which code."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    version = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    told = where()
     return {
-        "date": datetime.date.today().isoformat(),
-        "device": names[0] if names else platform.processor(),
+        "date": told["date"],
+        "device": cpu(),
         "threads": torch.get_num_threads(),
         "seconds of": "processor" if torch.get_num_threads() == 1 else "clock",
-        "torch": torch.__version__,
-        "code": version or "unknown",
+        "torch": told["torch"],
+        "code": told["code"],
     }
 
 
@@ -89,14 +81,9 @@ def write(path: Path, rows: Sequence[dict[str, object]]) -> None:
 
     What a row lacks is not a number.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    where = provenance()
-    rows = [{**{key: _text(value) for key, value in row.items()}, **where} for row in rows]
-    with whole(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        columns = dict.fromkeys(name for row in rows for name in row)
-        writer = csv.DictWriter(file, list(columns), restval="nan", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    told = provenance()
+    texts = [{**{key: _text(value) for key, value in row.items()}, **told} for row in rows]
+    write_rows(path, texts, missing="nan")
 
 
 def show(rows: Sequence[dict[str, object]]) -> None:

@@ -17,6 +17,9 @@ PSPC-Flex's masks are discs, of a tenth of the image; Lukoianov's are its own, a
 large square matrix product in the same precision, measured in the same run.
 """
 
+if __name__ != "__main__":  # as PyTorch looks for NVIDIA's package of this name, and finds this
+    raise ImportError("a script, not NVIDIA's package")
+
 import argparse
 import math
 import sys

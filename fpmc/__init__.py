@@ -16,7 +16,16 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from fpmc import data, diffusion, methods, metrics, networks, operators, sensitivity
+from fpmc import (
+    data,
+    diffusion,
+    finetuning,
+    methods,
+    metrics,
+    networks,
+    operators,
+    sensitivity,
+)
 from fpmc.collection import FPMC, Posterior
 from fpmc.source import Source
 
@@ -31,6 +40,7 @@ __all__ = [
     "Source",
     "data",
     "diffusion",
+    "finetuning",
     "methods",
     "metrics",
     "networks",

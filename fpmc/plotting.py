@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fpmc.checks import as_images
+from fpmc.methods.registry import METHODS
 from fpmc.metrics import Estimate
 
 __all__ = [
@@ -25,21 +26,15 @@ __all__ = [
     "use_style",
 ]
 
-COLOURS = {
-    "optimal": "#d1603d",
-    "PSPC-Square": "#3f88c5",
+_FIRST = ("optimal", "PSPC-Square", "held-out", "DDPM++", "NCSN++", "DiT")
+_COLOURS = {method.title: method.colour for method in METHODS.values()} | {
     "held-out": "#5fa052",
     "DDPM++": "#2a9d8f",
     "NCSN++": "#c9972b",
     "DiT": "#8a63c9",
-    "Wiener": "#9a6a4f",
-    "PSPC-Flex": "#6fb7e0",
-    "LS": "#c2559d",
-    "ELS": "#7d8f3a",
-    "ES": "#b0a04a",
-    "Lukoianov": "#5a55c4",
     "other": "#a06cb5",
 }
+COLOURS = {name: _COLOURS[name] for name in dict.fromkeys((*_FIRST, *_COLOURS))}
 """A colour per method or kind of image, the same in every figure; mid-tones, for both themes."""
 
 Rows = Mapping[str, Float[Tensor, "m c h w"]] | Sequence[tuple[str, Float[Tensor, "m c h w"]]]

@@ -1,4 +1,4 @@
-"""The stored tables of heavy runs, which ``results/compute.py`` writes."""
+"""The stored tables of heavy runs, which ``python -m fpmc.experiments`` writes."""
 
 import csv
 import math
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.methods.registry import METHODS
 from fpmc.metrics import Estimate
 from fpmc.source import to_float
 from fpmc.storage import BROKEN
@@ -28,24 +29,18 @@ __all__ = [
     "title",
 ]
 
-FOLDER = Path(__file__).parents[1] / "results"
+CHECKOUT = Path(__file__).parents[1] / "results"
+FOLDER = CHECKOUT if CHECKOUT.is_dir() else Path(__file__).parent / "stored"
+"""Where the tables lie: in a checkout, or in an installed package."""
 TABLES = ("copies", "denoising", "maps", "samples", "schedules", "worth")
-TITLES = {
-    "optimal": "optimal",
-    "wiener": "Wiener",
-    "pspc_square": "PSPC-Square",
-    "ls": "LS",
-    "els": "ELS",
-    "pspc_flex": "PSPC-Flex",
-    "lukoianov": "Lukoianov",
-}
+TITLES = {name: method.title for name, method in METHODS.items() if method.compared}
 """What readers are told for what the tables call a method."""
 MEASURES = ("mse", "r2", "nearest")
 """What is measured of every sample: error and r² to the reference's, distance to the source."""
 SETTINGS = "settings"
 """What stands beside the measures, and is no method: what decided the samples, as JSON."""
 TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command", "trained_on")
-TEXT += ("device", "precision", "version", "torch", "code", "date")
+TEXT += ("device", "precision", "version", "torch", "code", "date", "network_hash", "data_hash")
 
 
 def stored(root: str | os.PathLike | None = None) -> list[tuple[str, str]]:
@@ -168,7 +163,7 @@ def _path(data: str, name: str, root: str | os.PathLike | None) -> Path:
     path = Path(root or FOLDER) / data / name
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such table; python results/compute.py --data {data} computes it"
+            f"{path}: no such table; python -m fpmc.experiments --data {data} computes it"
         )
     return path
 
@@ -178,7 +173,7 @@ def _row(row: dict[str, str]) -> dict[str, str | float | Estimate]:
     for name, value in row.items():
         if name in TEXT:
             values[name] = value
-        elif f"{name}_error" in row:
+        elif row.get(f"{name}_error"):
             values[name] = Estimate(float(value), float(row[f"{name}_error"]), int(row["n"]))
         elif not name.endswith("_error"):
             values[name] = float(value) if value else math.nan

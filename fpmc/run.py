@@ -11,8 +11,11 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from fpmc.limits import OUT_OF_TIME, OutOfTimeError
 
 try:
     import jupytext
@@ -39,8 +42,10 @@ def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict)
 
     Raises:
         FileNotFoundError: If there is no such chapter.
-        ValueError: If the file is no notebook, a name is not one of the chapter's parameters, or
-            the output is no ``.ipynb``.
+        ValueError: If the file is no notebook, a name is not one of the chapter's parameters, the
+            output is no ``.ipynb``, or a value is a mapping from something else than text.
+        fpmc.limits.OutOfTimeError: If a cell ended because its minutes were over: by this error, or
+            with the exit status :data:`fpmc.limits.OUT_OF_TIME`. The notebook is there.
         papermill.exceptions.PapermillExecutionError: If a cell fails.
     """
     chapter, output = Path(chapter), Path(output)
@@ -56,15 +61,42 @@ def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict)
             f"parameter: {chapter} has no {', '.join(unknown)}; "
             f"its parameters are\n{own or '  none'}"
         )
+    parameters = {name: _plain(name, value) for name, value in parameters.items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".fpmc-run-") as folder:
         source, executed = Path(folder, "chapter.ipynb"), Path(folder, output.name)
         jupytext.write(_read(chapter), source)
         try:
             papermill.execute_notebook(source, executed, parameters, kernel_name="python3")
+        except PapermillExecutionError as error:
+            if _is_out_of_time(error):
+                told = f"{chapter}: cell {error.exec_count} stopped, its minutes are over"
+                raise OutOfTimeError(told) from error
+            raise
         finally:
             if executed.exists():
                 os.replace(executed, output)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value as papermill can write it: it writes a tuple, and a key that is a number, as text."""
+    if isinstance(value, tuple | list):
+        return [_plain(name, entry) for entry in value]
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(
+                    f"{name}: got a mapping from {key!r}, wanted keys that are text, or pairs: "
+                    "notebooks' parameters have no others"
+                )
+        return {key: _plain(name, entry) for key, entry in value.items()}
+    return value
+
+
+def _is_out_of_time(error: PapermillExecutionError) -> bool:
+    """Whether a cell ended as long work does whose minutes are over."""
+    exited = error.ename == "SystemExit" and str(error.evalue) == str(OUT_OF_TIME)
+    return exited or error.ename == OutOfTimeError.__name__
 
 
 def parameters_of(chapter: str | os.PathLike) -> dict[str, str]:
@@ -106,7 +138,10 @@ def parse(value: str) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns 0, or 2 if the call is wrong, or 1 if a cell fails."""
+    """The command line.
+
+    Returns 0; 2 if the call is wrong, 1 if a cell fails, 75 if a cell's minutes are over.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m fpmc.run", description="Run a chapter of the book with other parameters."
     )
@@ -130,6 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    except OutOfTimeError as error:
+        print(f"{error}; what ran until there is in {output}", file=sys.stderr)
+        return OUT_OF_TIME
     except PapermillExecutionError as error:
         print(
             f"{options.chapter}: cell {error.exec_count} failed, {error.ename}: {error.evalue}\n"

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from fpmc.checks import as_images, kind
+from fpmc.checks import as_images, as_whole_number, kind
 
 __all__ = ["Source", "as_source", "to_float", "to_uint8"]
 
@@ -53,24 +53,28 @@ class Source:
         images: x_n, with shape (n, c, h, w): uint8 pixel values 0 … 255, or floating-point
             values already in [-1, 1]. A torch tensor or a NumPy array.
         weights: s_n > 0, with shape (n,); scaled to sum to 1. Uniform if left out.
+        labels: The images' classes, whole numbers with shape (n,), for :meth:`of_class`.
 
     Raises:
-        TypeError: If the images are neither uint8 nor floating-point, or no dense tensor.
+        TypeError: If the images are neither uint8 nor floating-point, or no dense tensor, or the
+            labels no whole numbers.
         ValueError: If there are none, their shape or range is wrong or their channels come last,
-            they hold NaN, a weight is not positive, or a tensor requires gradients: answers have
-            none with respect to the source.
+            they hold NaN, a weight is not positive, labels have another shape, or a tensor
+            requires gradients: answers have none with respect to the source.
 
     Source: S in Niedoba et al. (2026), equation (9).
     """
 
-    def __init__(self, images: Any, weights: Any = None):
-        if isinstance(images, np.ndarray):
+    def __init__(self, images: Any, weights: Any = None, labels: Any = None):
+        is_array = isinstance(images, np.ndarray)
+        if is_array:
             images = _from_numpy(images)
         elif not isinstance(images, Tensor):
             listed = isinstance(images, list | tuple)
+            package = "np" if listed and isinstance((*images, None)[0], np.ndarray) else "torch"
             raise TypeError(
                 f"images: got {type(images).__name__}, wanted a tensor or array (n, c, h, w)"
-                + " (torch.stack makes one of a list)" * listed
+                + f" ({package}.stack makes one of a list)" * listed
             )
         if images.layout != torch.strided or images.is_meta:
             raise TypeError(
@@ -104,7 +108,8 @@ class Source:
         if w in CHANNELS and (far_apart or c == h > max(CHANNELS)):
             raise ValueError(
                 f"images: got shape {(n, c, h, w)}, which looks like (n, h, w, c), wanted "
-                "(n, c, h, w): move the last axis with images.movedim(-1, 1)"
+                "(n, c, h, w): move the last axis with "
+                + ("np.moveaxis(images, -1, 1)" if is_array else "images.movedim(-1, 1)")
             )
         for name, given in (("images", images), ("weights", weights)):
             if isinstance(given, Tensor) and given.requires_grad:
@@ -114,6 +119,7 @@ class Source:
                 )
         self.images = images
         self.log_weights = None if weights is None else _log_weights(weights, len(images))
+        self.labels = None if labels is None else _labels(labels, len(images))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -130,6 +136,38 @@ class Source:
     def __getitem__(self, index: Any) -> Float[Tensor, "m c h w"]:
         """The images at an index (slice, list or tensor of positions), float32 in [-1, 1]."""
         return self.read(index)
+
+    def of_class(self, label: int) -> "Source":
+        r"""The images of one class, :math:`S(x \mid y)`, with their weights scaled to sum to 1.
+
+        They are copied, but for those that lie one behind another.
+
+        Args:
+            label: The class, one of the source's labels.
+
+        Raises:
+            TypeError: If it is no whole number.
+            ValueError: If the source has no labels, or no image of this class that is not left
+                out.
+        """
+        if self.labels is None:
+            raise ValueError(
+                "label: the source has no labels, wanted fpmc.Source(images, labels=labels), as "
+                "in a dataset's train_labels"
+            )
+        label = as_whole_number(label, "label", -(2**63), 2**63 - 1)
+        index = torch.nonzero(self.labels == label).flatten()
+        weights = None if self.log_weights is None else self.log_weights[index]
+        if len(index) == 0 or (weights is not None and weights.max() == -torch.inf):
+            known = self.labels.unique().tolist()
+            listed = ", ".join(map(str, known[:10])) + ", ..." * (len(known) > 10)
+            raise ValueError(f"label: got {label}, of which there is no image, wanted of {listed}")
+        first, last = index[0].item(), index[-1].item() + 1
+        in_a_row = last - first == len(index)
+        chosen = slice(first, last) if in_a_row else index.to(self.images.device)
+        other = self._with_log_weights(None if weights is None else weights - weights.logsumexp(0))
+        other.images, other.labels = self.images[chosen], self.labels[index]
+        return other
 
     def without(self, index: Any) -> "Source":
         """The same source but for some images, which get no weight; nothing is copied.
@@ -208,6 +246,18 @@ def _from_numpy(images: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(images)
+
+
+def _labels(labels: Any, n: int) -> Int64[Tensor, " n"]:
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        labels = torch.empty(0)  # of floats
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError("labels: got something else than whole numbers, wanted each image's class")
+    if tuple(labels.shape) != (n,):
+        raise ValueError(f"labels: got shape {tuple(labels.shape)}, wanted ({n},)")
+    return labels.to("cpu", torch.int64)
 
 
 def _positions(index: Any, n: int) -> Int[Tensor, " m"]:

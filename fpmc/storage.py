@@ -1,15 +1,16 @@
 """Files: where data and downloads lie, and writing that never leaves half a file."""
 
 import contextlib
+import csv
 import lzma
 import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["BROKEN", "home", "try_writing", "whole"]
+__all__ = ["BROKEN", "home", "try_writing", "whole", "write_rows"]
 
 BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError)
 """What reading a file, or a ZIP whose bytes are wrong, raises."""
@@ -49,5 +50,26 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield beside
         os.replace(beside, path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk names no file
+            error.filename = str(path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_rows(path: str | os.PathLike, rows: Iterable[Mapping], *, missing: str = "") -> None:
+    """Write a CSV file, whole or not at all.
+
+    Args:
+        path: The file; its folder is made if it is not there.
+        rows: A mapping per row; the columns are all names that any of them has, in order.
+        missing: What stands where a row lacks a column.
+    """
+    path, rows = Path(path), list(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        columns = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(file, list(columns), restval=missing, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -23,9 +23,27 @@ for profile, examples in {"fpmc": 10, "deep": 100}.items():
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fpmc"))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """Take as many workers for ``-n auto`` as for the book."""
     return chapters.WORKERS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give a notebook's cells to one worker, so that it is computed once.
+
+    pytest-xdist 3.8 has ``--dist loadgroup`` for that, which with pytest 9.2 has no effect: it
+    renames tests by an attribute that pytest no longer reads.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByNotebook(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return file if file.endswith(".ipynb") else nodeid
+
+    return ByNotebook(config, log) if config.getvalue("dist") == "load" else None
 
 
 def pytest_collection_modifyitems(items):
@@ -35,7 +53,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_sessionstart(session):
     """Make the cache's database before workers that would make it at the same time."""
-    if session.config.getoption("numprocesses"):
+    if session.config.getoption("numprocesses", None):
         chapters.get_cache(chapters.CACHE).db.dispose()
 
 

@@ -32,6 +32,7 @@ def run(monkeypatch, as_users_do):
     [
         ("paths.py", "--data photos --n 30 --dense-n 20 --b 1 --sigma 0.5 --repeats 1", 10),
         ("scaling.py", "--data digits --n 8 --dense-n 8", 76),
+        ("finetuning.py", "--data digits --n 30 --b 4 --sigma 0.5", 1),
     ],
 )
 def test_a_table_with_provenance_is_left(run, script, options, rows, tmp_path):

@@ -105,6 +105,25 @@ class TestEnvironments:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert "numba cannot be imported" in done.stdout, done.stderr
 
+    def test_importing_the_package_takes_little_more_than_importing_torch(self):
+        code = """if True:
+            import sys, time
+            start = time.process_time()
+            import torch
+            alone = time.process_time()
+            import fpmc
+            both = time.process_time()
+            heavy = {"sklearn", "scipy", "skimage", "numba", "matplotlib", "pooch", "triton"}
+            print((both - start) / (alone - start), *heavy & set(sys.modules))
+        """
+        told = [
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            for _ in range(3)
+        ]
+        ratios = [float(done.stdout.split()[0]) for done in told]
+        assert told[0].stdout.split()[1:] == []
+        assert min(ratios) < 1.5
+
     def test_the_version_is_one(self):
         citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
         assert citation["version"] == fpmc.__version__

@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from fpmc.run import main, parameters_of, parse
+from fpmc.run import main, parameters_of, parse, run
 
 CHAPTER = """---
 jupytext:
@@ -137,3 +137,31 @@ def test_values_are_read_as_typed(text, value):
 
 def test_parameters_are_those_of_the_tagged_cell(chapter):
     assert parameters_of(chapter) == {"data": '"digits"', "seed": "0"}
+
+
+@pytest.mark.parametrize(
+    "stop", ["raise SystemExit(75)", "from fpmc.limits import OutOfTimeError; raise OutOfTimeError"]
+)
+def test_a_chapter_whose_minutes_are_over_ends_with_75_and_leaves_the_notebook(
+    stop, chapter, tmp_path, capsys
+):
+    chapter.write_text(CHAPTER.replace('assert seed != 13, "unlucky"', stop))
+    output = tmp_path / "out.ipynb"
+    assert main([str(chapter), "-o", str(output)]) == 75
+    assert "its minutes are over" in capsys.readouterr().err
+    assert printed(output).startswith("digits 1\n")
+    assert "the end" not in printed(output)
+
+
+def test_another_exit_status_is_a_failed_cell(chapter, tmp_path):
+    chapter.write_text(CHAPTER.replace('assert seed != 13, "unlucky"', "raise SystemExit(3)"))
+    assert main([str(chapter), "-o", str(tmp_path / "out.ipynb")]) == 1
+
+
+def test_values_arrive_as_they_are_or_are_refused(chapter, tmp_path):
+    chapter.write_text(CHAPTER.replace("print(data, seed + 1)", "print(repr(seed))"))
+    output = tmp_path / "out.ipynb"
+    run(chapter, output, {"seed": (2.0, [1, (3,)])})
+    assert printed(output).startswith("[2.0, [1, [3]]]")
+    with pytest.raises(ValueError, match=r"seed: got a mapping from 1\.5, wanted keys that are"):
+        run(chapter, output, {"seed": {1.5: 3}})

@@ -255,6 +255,28 @@ class TestFiles:
         wanted = {"digits": 64, "photos": 8, "photos32": 2}
         assert sensitivity.averaged_over(name) == wanted[name.partition("/")[0]]
 
+    def test_one_name_reads_shipped_maps_and_files(self, tmp_path):
+        maps = {1.0: linear()[1]}
+        sensitivity.write(tmp_path / "maps.npz", maps)
+        for path in (tmp_path / "maps.npz", str(tmp_path / "maps.npz")):
+            torch.testing.assert_close(sensitivity.load(path), maps, rtol=1e-3, atol=1e-6)
+        with pytest.raises(FileNotFoundError):
+            sensitivity.load("missing.npz")
+
+    @pytest.mark.parametrize("suffix", ["npy", "npz"])
+    def test_maps_as_the_authors_keep_them_say_what_to_divide_by(self, tmp_path, suffix):
+        theirs, path = np.random.default_rng(0).random((2, 4, 4, 4, 4)), tmp_path / f"a.{suffix}"
+        (np.save if suffix == "npy" else np.savez)(path, theirs)
+        for reader in (sensitivity.load, sensitivity.read, sensitivity.averaged_over):
+            with pytest.raises(ValueError, match=r"\(2, 4, 4, 4, 4\): .*divide each by its sum"):
+                reader(path)
+        with pytest.raises(ValueError, match=r"divide each map by its sum over \(h, w\)"):
+            sensitivity.write(path, {1.0: torch.from_numpy(theirs[0].reshape(16, 4, 4))})
+        shares = theirs / theirs.sum((3, 4), keepdims=True)
+        ours = {float(s): torch.from_numpy(shares[s].reshape(16, 4, 4)) for s in range(1, 2)}
+        sensitivity.write(tmp_path / "ours.npz", ours)
+        assert sensitivity.load(tmp_path / "ours.npz")[1.0].shape == (16, 4, 4)
+
     def test_maps_that_are_not_shipped_are_an_error(self):
         with pytest.raises(ValueError, match="network: got 'nothing', wanted one of digits/"):
             sensitivity.load("nothing")

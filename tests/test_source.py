@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fpmc import Source
+from fpmc import Source, methods
 from fpmc.source import to_float, to_uint8
 
 
@@ -74,6 +74,9 @@ def test_weights_are_scaled_to_one(weights):
         ([[1.0]], None, TypeError, "a tensor or array (n, c, h, w) (torch.stack"),
         (torch.ones(1, 1, 2, 2).double() + 1e-15, None, ValueError, "to 1.00000000000000"),
         (torch.zeros(2, 8, 8, 3), None, ValueError, "images.movedim(-1, 1)"),
+        (np.zeros((2, 8, 8, 3)), None, ValueError, "np.moveaxis(images, -1, 1)"),
+        ([torch.zeros(1, 2, 2)], None, TypeError, "torch.stack makes one"),
+        ([np.zeros((1, 2, 2))], None, TypeError, "np.stack makes one"),
         (torch.zeros(2, 48, 64, 3), None, ValueError, "looks like (n, h, w, c)"),
         (torch.zeros(2, 1, 2, 2).to_sparse(), None, TypeError, "images: got torch.sparse_coo"),
         (torch.zeros(2, 1, 2, 2, device="meta"), None, TypeError, "torch.strided on meta"),
@@ -105,3 +108,80 @@ def test_conversions_name_what_they_cannot_convert():
         to_uint8(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
     with pytest.raises(ValueError, match="images: got NaN"):
         to_uint8(torch.full((1, 1, 2, 2), torch.nan))
+
+
+class TestClasses:
+    """A source's labels, and the images of one class."""
+
+    images = torch.arange(12, dtype=torch.uint8).reshape(12, 1, 1, 1).expand(12, 1, 4, 4)
+    labels = torch.arange(12) % 3
+
+    def test_a_class_is_a_source_of_its_images(self):
+        source = Source(self.images, labels=self.labels)
+        part = source.of_class(1)
+        assert torch.equal(part.images, self.images[1::3])
+        assert part.log_weights is None
+        assert part.labels.tolist() == [1] * 4
+        assert len(source) == 12
+
+    @given(label=st.integers(0, 2), seed=st.integers(0, 99))
+    def test_its_weights_are_the_conditional_ones(self, label, seed):
+        weights = torch.rand(12, generator=torch.Generator().manual_seed(seed)) + 0.1
+        part = Source(self.images, weights, self.labels).of_class(label)
+        torch.testing.assert_close(
+            part.log_weights.exp(), (weights[label::3] / weights[label::3].sum()).double()
+        )
+
+    def test_the_optimal_denoiser_of_classes_mixes_to_that_of_all(self):
+        """D(z) is the mean of D(z | y) with the classes' posterior probabilities."""
+        x = 2 * torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0)) - 1
+        source, z = Source(x, labels=self.labels), x[:2] + 0.5
+        answers = torch.stack(
+            [methods.optimal(source.of_class(label))(z, 0.7) for label in range(3)]
+        )
+        distances = ((z[:, None] - x) ** 2).sum((2, 3, 4))
+        weights = (-distances / (2 * 0.7**2)).softmax(1)
+        shares = torch.stack([weights[:, label::3].sum(1) for label in range(3)])
+        mixed = (shares[..., None, None, None] * answers).sum(0)
+        torch.testing.assert_close(mixed, methods.optimal(source)(z, 0.7))
+
+    def test_images_that_are_left_out_stay_so(self):
+        source = Source(self.images, labels=self.labels).without([1, 4])
+        part = source.of_class(1)
+        assert part.log_weights.exp().tolist() == pytest.approx([0, 0, 0.5, 0.5])
+        with pytest.raises(ValueError, match="label: got 1, of which there is no image"):
+            source.without([7, 10]).of_class(1)
+
+    def test_classes_that_lie_together_are_not_copied(self):
+        images = self.images.contiguous()
+        part = Source(images, labels=self.labels.sort().values).of_class(1)
+        assert part.images.data_ptr() == images[4].data_ptr()
+
+    @pytest.mark.parametrize("kind", [list, np.asarray, torch.Tensor.int])
+    def test_labels_are_whole_numbers_in_whatever_container(self, kind):
+        given = kind(self.labels) if kind is not list else self.labels.tolist()
+        assert torch.equal(Source(self.images, labels=given).labels, self.labels)
+
+    @pytest.mark.parametrize(
+        ("labels", "error", "says"),
+        [
+            (torch.arange(3), ValueError, "labels: got shape (3,), wanted (12,)"),
+            (torch.zeros(12), TypeError, "labels: got something else than whole numbers"),
+            (["a"] * 12, TypeError, "labels: got something else than whole numbers"),
+            (torch.zeros(12, dtype=torch.bool), TypeError, "labels: got something else"),
+        ],
+    )
+    def test_other_labels_are_named(self, labels, error, says):
+        with pytest.raises(error) as caught:
+            Source(self.images, labels=labels)
+        assert says in str(caught.value)
+
+    @pytest.mark.usefixtures("as_users_do")
+    def test_classes_that_are_none_are_named(self):
+        source = Source(self.images, labels=self.labels)
+        with pytest.raises(ValueError, match=r"label: got 3, of which .* wanted of 0, 1, 2"):
+            source.of_class(3)
+        with pytest.raises(TypeError, match=r"label: got 1\.5"):
+            source.of_class(1.5)
+        with pytest.raises(ValueError, match="the source has no labels"):
+            Source(self.images).of_class(0)

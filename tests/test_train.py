@@ -1,6 +1,7 @@
 """Training: what it minimises, that it is reproducible, and that nothing is lost when it stops."""
 
 import csv
+import errno
 import math
 import os
 import shlex
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,11 +19,15 @@ from torch import nn
 
 import fpmc
 from fpmc import networks, storage
-from fpmc.data import Dataset
+from fpmc.data import Dataset, fingerprint
 from fpmc.networks import train as training
 from fpmc.networks.optimizers import optimizer
 from fpmc.networks.recipes import Recipe, command
 from fpmc.networks.train import edm_loss, posterior_mean, train
+from fpmc.networks.training import run as training_run
+from fpmc.networks.training.loop import Loop
+from fpmc.networks.training.processes import ALONE
+from fpmc.networks.training.run import Run
 from fpmc.source import to_float
 
 OPTIONS = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.2}
@@ -127,7 +133,9 @@ class TestReproducible:
         assert torch.equal(torch.rand(3), expected)
 
     def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(self, toy, tmp_path):
-        order = [part.position(i) for part in [self.plan(toy, tmp_path)] for i in range(72)]
+        order = [
+            batches.position(i) for batches in [self.plan(toy, tmp_path).batches] for i in range(72)
+        ]
         epochs = [order[:24], order[24:48], order[48:]]
         assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
         assert epochs[0] != epochs[1] != epochs[2]
@@ -135,8 +143,8 @@ class TestReproducible:
     def test_flips_mirror_half_of_the_images_and_only_if_wanted(self, toy, tmp_path):
         kept = 0
         for step in range(20):
-            still = self.plan(toy, tmp_path, replace(RECIPE, flips=False)).batch(step)[0]
-            turned = self.plan(toy, tmp_path).batch(step)[0]
+            still = self.plan(toy, tmp_path, replace(RECIPE, flips=False)).batches.at(step)[0]
+            turned = self.plan(toy, tmp_path).batches.at(step)[0]
             same = (still == turned).flatten(1).all(1)
             assert torch.equal(turned[~same], still[~same].flip(3))
             kept += same.sum().item()
@@ -144,13 +152,13 @@ class TestReproducible:
 
     def test_noise_levels_are_log_normal(self, toy, tmp_path):
         plan = self.plan(toy, tmp_path, replace(RECIPE, batch=20_000))
-        logs = plan.batch(0)[1].log()
+        logs = plan.batches.at(0)[1].log()
         assert logs.mean().item() == pytest.approx(-1.2, abs=0.03)
         assert logs.std().item() == pytest.approx(1.2, abs=0.03)
 
     def test_weighted_draws_have_the_moments_of_the_loss_s_own_levels(self, toy, tmp_path):
         plan = self.plan(toy, tmp_path, replace(RECIPE, batch=20_000, draws=(-0.4, 1.5)))
-        _, sigma, _, weight = plan.batch(0)
+        _, sigma, _, weight = plan.batches.at(0)
         logs = sigma.log()
         assert logs.mean().item() == pytest.approx(-0.4, abs=1e-3)
         assert logs.std().item() == pytest.approx(1.5, abs=1e-3)
@@ -161,17 +169,19 @@ class TestReproducible:
 
     def test_the_loss_may_be_averaged_over_other_levels(self, toy, tmp_path):
         recipe = replace(RECIPE, batch=20_000, levels=(0.4, 1.5))
-        _, sigma, _, weight = self.plan(toy, tmp_path, recipe).batch(0)
+        _, sigma, _, weight = self.plan(toy, tmp_path, recipe).batches.at(0)
         assert sigma.log().mean().item() == pytest.approx(0.4, abs=0.04)
         assert sigma.log().std().item() == pytest.approx(1.5, abs=0.04)
         assert torch.equal(weight, torch.ones(recipe.batch))
-        _, sigma, _, weight = self.plan(toy, tmp_path, replace(recipe, draws=(0.0, 1.7))).batch(0)
+        _, sigma, _, weight = self.plan(
+            toy, tmp_path, replace(recipe, draws=(0.0, 1.7))
+        ).batches.at(0)
         assert (weight * sigma.log()).mean().item() == pytest.approx(0.4, abs=4e-3)
 
     @pytest.mark.parametrize("levels", [(-1.2, 1.2), (0.4, 1.5)])
     def test_draws_of_the_loss_s_own_distribution_weigh_the_same(self, levels, toy, tmp_path):
         recipe = replace(RECIPE, levels=levels, draws=levels)
-        weight = self.plan(toy, tmp_path, recipe).batch(3)[3]
+        weight = self.plan(toy, tmp_path, recipe).batches.at(3)[3]
         torch.testing.assert_close(weight, torch.ones(RECIPE.batch))
 
     def test_a_run_starts_from_another_network(self, toy, tmp_path):
@@ -180,7 +190,7 @@ class TestReproducible:
         plan = self.plan(toy, tmp_path / "b", replace(RECIPE, start=start, draws=(0.0, 1.0)))
         torch.testing.assert_close(weights(plan.network), weights(begun), rtol=1e-3, atol=1e-4)
         assert torch.equal(weights(plan.network), weights(plan.average))
-        assert plan.card()["begun"] == networks.card(start)
+        assert plan._card()["begun"] == networks.card(start)
         other = replace(RECIPE, start=start, options=OPTIONS | {"channels": 16})
         with pytest.raises(ValueError, match=r"start: .*network\.safetensors' is another network"):
             self.plan(toy, tmp_path / "c", other)
@@ -201,14 +211,13 @@ class TestReproducible:
         plan = self.plan(toy, tmp_path)
         expected = weights(plan.average).clone()
         for step in range(1, 6):
-            plan.advance()
+            plan.loop._advance(0.5)
             keep = 0.5 ** (1 / (0.05 * step))
             expected = keep * expected + (1 - keep) * weights(plan.network)
         torch.testing.assert_close(weights(plan.average), expected, rtol=1e-6, atol=1e-7)
 
     def plan(self, toy, out, recipe=RECIPE):
-        device = torch.device("cpu")
-        return training._Run(recipe, out, toy, None, device, "float32", 0, 1)
+        return Run(recipe, out, toy, ALONE, "float32")
 
 
 class TestMuon:
@@ -257,25 +266,25 @@ class TestResume:
     ):
         recipe = replace(RECIPE, **changes)
         whole = run(toy, tmp_path / "whole", recipe)
-        advance, count = training._Run.advance, iter(range(steps))
+        advance, count = Loop._advance, iter(range(steps))
 
-        def stop(self):
+        def stop(self, share):
             if next(count, None) is None:
                 raise KeyboardInterrupt
-            advance(self)
+            advance(self, share)
 
         with monkeypatch.context() as patch:
-            patch.setattr(training._Run, "advance", stop)
+            patch.setattr(Loop, "_advance", stop)
             with pytest.raises(KeyboardInterrupt):
                 run(toy, tmp_path / "stopped", recipe, save_minutes=0)
-        assert state(tmp_path / "stopped")["step"] == steps
+        assert state(tmp_path / "stopped")["loop"]["done"] == steps
         resumed = run(toy, tmp_path / "stopped", recipe)
         assert torch.equal(weights(resumed), weights(whole))
         a, b = state(tmp_path / "whole"), state(tmp_path / "stopped")
         for part in ("network", "average"):
             assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
         assert_same(a["optimizer"], b["optimizer"])
-        losses = [[row["loss"] for row in part["rows"]] for part in (a, b)]
+        losses = [[row["loss"] for row in part["loop"]["rows"]] for part in (a, b)]
         assert losses[0] == losses[1]
 
     def test_a_run_that_was_killed_loses_only_what_it_had_not_saved(self, tmp_path):
@@ -289,12 +298,12 @@ class TestResume:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        saved = state(out)["step"]
+        saved = state(out)["loop"]["done"]
         assert 0 < saved < 250
         networks.load(out / "network.safetensors")
         recipe = replace(recipe, images=16 * (saved + 2))
         train(recipe, out, precision="float32", progress=False)
-        assert state(out)["step"] == saved + 2
+        assert state(out)["loop"]["done"] == saved + 2
 
     def test_a_limit_stops_a_run_after_a_step_and_calls_in_a_row_end_as_one(self, toy, tmp_path):
         whole = run(toy, tmp_path / "whole")
@@ -304,7 +313,8 @@ class TestResume:
         parts = run(toy, tmp_path / "parts", limit=0.0)
         assert torch.equal(weights(whole), weights(parts))
         losses = (
-            [row["loss"] for row in state(tmp_path / name)["rows"]] for name in ("whole", "parts")
+            [row["loss"] for row in state(tmp_path / name)["loop"]["rows"]]
+            for name in ("whole", "parts")
         )
         assert next(losses) == next(losses)
 
@@ -316,7 +326,7 @@ class TestResume:
     def test_another_recipe_s_run_is_not_overwritten(self, toy, tmp_path):
         run(toy, tmp_path)
         before = (tmp_path / "state.pt").read_bytes()
-        with pytest.raises(ValueError, match=r"state\.pt: holds a run of .*seed=3.*wanted"):
+        with pytest.raises(ValueError, match=r"state\.pt: holds a run with seed=3; wanted seed=9"):
             run(toy, tmp_path, replace(RECIPE, seed=9))
         assert (tmp_path / "state.pt").read_bytes() == before
 
@@ -326,7 +336,7 @@ class TestResume:
         data = (tmp_path / "state.pt").read_bytes()
         length = int(keep * len(data)) if keep < 1 else keep
         (tmp_path / "state.pt").write_bytes(data[:length])
-        with pytest.raises(ValueError, match=r"state\.pt: .*Name another folder"):
+        with pytest.raises(ValueError, match=r"state\.pt: .*name another folder"):
             run(toy, tmp_path)
 
 
@@ -335,10 +345,10 @@ class TestOutcome:
         ("seen", "every"), [(64, 10_000), (999_999, 10_000), (1_000_000, 100_000), (10**7, 10**6)]
     )
     def test_rows_of_the_loss_curve_are_coarser_the_longer_it_is(self, seen, every):
-        assert training._images_per_row(seen) == every
+        assert training_run._images_per_row(seen) == every
 
     def test_the_loss_falls_and_the_files_say_what_was_done(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(training, "LOG_EVERY", 500)
+        monkeypatch.setattr(training_run, "LOG_EVERY", 500)
         shade = torch.linspace(0, 255, 64).to(torch.uint8).reshape(1, 1, 8, 8)
         data = Dataset("shade", shade.repeat(24, 1, 1, 1), shade)
         recipe = replace(
@@ -377,7 +387,7 @@ class TestOutcome:
         start = time.monotonic()
         run(toy, tmp_path, replace(RECIPE, images=0, minutes=0.02))
         assert time.monotonic() - start < 20
-        assert state(tmp_path)["seconds"] >= 1.2
+        assert state(tmp_path)["loop"]["seconds"] >= 1.2
 
     def test_bf16_trains(self, toy, tmp_path):
         network = run(toy, tmp_path, precision="bf16")
@@ -433,7 +443,7 @@ class TestOutcome:
     def test_a_folder_that_cannot_be_is_an_error_before_training(
         self, place, toy, tmp_path, monkeypatch
     ):
-        monkeypatch.setattr(training._Run, "advance", None)
+        monkeypatch.setattr(Loop, "_advance", None)
         (tmp_path / "file").write_text("")
         with pytest.raises(ValueError, match=f"out: got '.*{place}', wanted a folder that can be"):
             run(toy, tmp_path / place)
@@ -444,7 +454,7 @@ class TestOutcome:
         def refuse(**_):
             raise PermissionError("not yours")
 
-        monkeypatch.setattr(training._Run, "advance", None)
+        monkeypatch.setattr(Loop, "_advance", None)
         monkeypatch.setattr(storage.tempfile, "TemporaryFile", refuse)
         with pytest.raises(ValueError, match=r"out: got '.*run', wanted .*\(not yours\)"):
             run(toy, tmp_path / "new" / "run")
@@ -499,9 +509,9 @@ def test_processes_share_the_batch_and_agree_with_one(toy, tmp_path):
 
 def test_products_are_tf32_only_where_wanted_and_only_meanwhile():
     before = torch.get_float32_matmul_precision()
-    with training._tf32(False):
+    with training.tf32(False):
         assert torch.get_float32_matmul_precision() == before
-    with training._tf32(True):
+    with training.tf32(True):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == before
 
@@ -528,3 +538,59 @@ def test_compiled_steps_are_the_same_steps(tmp_path):
     plain, compiled = (state(tmp_path / name)["network"] for name in ("False", "True"))
     for name in plain:
         torch.testing.assert_close(compiled[name], plain[name], rtol=1e-3, atol=1e-5)
+
+
+class TestWhatMayHappenToARun:
+    """Signals, full disks, images that change: nothing is lost, and one line says what is wrong."""
+
+    def test_sigterm_saves_and_ends_with_a_status_of_its_own(self, tmp_path):
+        out = tmp_path / "run"
+        recipe = Recipe("digits", "ddpmpp", {**OPTIONS, "multipliers": [1]}, 400_000, batch=16)
+        words = [sys.executable, *shlex.split(command(recipe))[1:], "--out", str(out)]
+        words += ["--precision", "float32", "--save-minutes", "0.002"]
+        process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (out / "network.safetensors").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 143
+        assert sorted(path.name for path in out.iterdir()) == [
+            "loss.csv", "network.safetensors", "state.pt",
+        ]  # fmt: skip
+        assert state(out)["loop"]["done"] > 0
+        networks.load(out / "network.safetensors")
+
+    def test_a_full_disk_is_one_line_and_the_last_state_stays(self, toy, tmp_path, monkeypatch):
+        run(toy, tmp_path)
+        before = (tmp_path / "state.pt").read_bytes()
+
+        def full(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*state\.pt'"):
+            run(toy, tmp_path, replace(RECIPE, images=160))
+        assert (tmp_path / "state.pt").read_bytes() == before
+        assert not list(tmp_path.glob("*.part"))
+
+    def test_files_have_the_mode_that_the_umask_says(self, toy, tmp_path):
+        run(toy, tmp_path)
+        (tmp_path / "other").write_text("")
+        modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+        assert len(modes) == 1
+
+    def test_a_trained_network_is_not_overwritten_where_its_state_is_gone(self, toy, tmp_path):
+        run(toy, tmp_path)
+        before = (tmp_path / "network.safetensors").read_bytes()
+        (tmp_path / "state.pt").unlink()
+        with pytest.raises(ValueError, match="holds a network and no state to go on from"):
+            run(toy, tmp_path)
+        assert (tmp_path / "network.safetensors").read_bytes() == before
+
+    def test_a_run_does_not_go_on_with_other_images(self, toy, tmp_path):
+        run(toy, tmp_path)
+        hashed = networks.card(tmp_path / "network.safetensors")["images_hash"]
+        assert hashed == fingerprint(toy.train)
+        other = replace(toy, train=toy.train.flip(0))
+        with pytest.raises(ValueError, match=f"holds a run with images_hash='{hashed}'; wanted"):
+            run(other, tmp_path, replace(RECIPE, images=160))

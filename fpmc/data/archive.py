@@ -1,123 +1,140 @@
 """Folders and ZIPs of images in the layout that EDM's dataset tool writes.
 
-``00000/img00000000.png`` and so on, all of one size, with an optional ``dataset.json`` (class
-labels, which nothing here needs). Images are taken in the order of their paths. Folders ``train``
-and ``test`` are two parts, at the top or below the folders that all images share.
+``00000/img00000000.png`` and so on, all of one size, with an optional ``dataset.json`` of class
+labels. Images are taken in the order of their paths. Folders ``train`` and ``test`` are two parts,
+at the top or below the folders that all images share. ZIPs written on Windows may have
+back-slashes in their names; they are read as slashes.
 """
 
-import io
 import os
+import re
+import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from fpmc.storage import BROKEN
+from fpmc.data.decoding import SUFFIXES, begins_as_image, decode
+from fpmc.data.labels import from_json, read_json
+from fpmc.data.parts import Part
 
-__all__ = ["PARTS", "parts", "read_archive"]
+__all__ = ["PARTS", "read_archive", "reading"]
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 PARTS = ("train", "test")
 """Folders that are parts of a dataset."""
-ARRAYS = {
-    ".npy": "np.load(path)",
-    ".npz": "np.load(path)[name]",
-    ".pt": "torch.load(path)",
-    ".pth": "torch.load(path)",
+
+OTHERWISE = re.compile(
+    r"(train|test|val|valid|dev|eval)(ing|ation|uation)?([-_ ]?(set|data|images))?[-_ ]?\d*",
+    re.IGNORECASE,
+)
+"""Folders that are called like parts, spelled as these are or otherwise."""
+
+IMAGES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
+
+COMPANIONS = {f".{kind}" for kind in ("json", "txt", "md", "csv", "tsv", "html", "xml", "yaml")} | {
+    f".{kind}" for kind in ("yml", "rst", "pdf", "log", "py", "ini", "db")
 }
-"""Files of arrays, and what reads them."""
+"""What files beside images end in that nobody takes for images."""
 
 
-def parts(path: Path) -> bool:
-    """Whether the images of a folder or ZIP lie in folders ``train`` and ``test``.
+@dataclass(frozen=True)
+class Archive:
+    """A folder or ZIP that is open: the names of its files, with slashes, and what reads one.
 
-    Raises:
-        FileNotFoundError: If there is no such folder or file.
-        ValueError: If the file is not a ZIP, images lie beside the two folders, or a folder of one
-            of these names, in whatever case, lies elsewhere.
+    Attributes:
+        names: The files' names in order, without what operating systems hide beside them.
+        read: From a name and a number of bytes, -1 for all, to the file's first bytes.
     """
-    with _reading(path), _files(path) as (names, _):
-        folders = _folders(names)
-    tops = {folder[0] if folder else "." for folder in folders}
-    others = ", ".join(sorted(tops.difference(PARTS)))
-    found = tops.issuperset(PARTS)
-    if found and others:
-        raise ValueError(f"{path}: got images in train, test and {others}, wanted the first two")
-    for folder in folders:
-        inner = folder[1:] if found else folder
-        if any(name.lower() in PARTS for name in inner):
-            raise ValueError(
-                f"{path}: got images in {'/'.join(folder)}, wanted folders called train and test "
-                "only as the two parts of all images"
-            )
-    return found
+
+    names: list[str]
+    read: Callable[[str, int], bytes]
 
 
-def read_archive(path: Path, part: str | None = None) -> np.ndarray:
-    """Read every image below a folder or inside a ZIP.
+def read_archive(path: Path) -> tuple[Part, ...]:
+    """Read every image below a folder or inside a ZIP, with c = 1 if all are grey, else c = 3.
 
-    Args:
-        path: The folder or ZIP.
-        part: One of :data:`PARTS` to read that folder alone, where :func:`parts` finds it.
+    Warns of files that are left out, but for texts, tables and what operating systems hide.
 
     Returns:
-        uint8, shape (n, c, h, w), with c = 1 if all are grey and c = 3 otherwise.
+        The images of the folders ``train`` and ``test``, or one part if there are none.
 
     Raises:
         FileNotFoundError: If there is no such folder or file.
-        ValueError: If the file is not a ZIP, it holds no images, one of them cannot be read, has
-            an alpha channel or palette or several pages, or their sizes differ.
+        ValueError: If the file is not a ZIP, it holds no images, one of them cannot be read (see
+            :func:`fpmc.data.decoding.decode`), their sizes differ, images lie beside the two
+            folders, a folder of one of these names or the like lies elsewhere, or
+            ``dataset.json`` has no label for some.
     """
-    with _reading(path), _files(path) as (names, read):
-        pairs = zip(names, _folders(names), strict=True)
-        chosen = [name for name, folder in pairs if part is None or folder[0] == part]
-        images = [_decode(read(name), f"{path}: {name}") for name in tqdm(chosen, desc=path.name)]
-    if not images:
-        kinds = ", ".join(sorted(suffix[1:].upper() for suffix in SUFFIXES))
-        raise ValueError(f"{path}: got no images, wanted files of {kinds} in it")
-    sizes = {image.size for image in images}
-    if len(sizes) > 1:
-        raise ValueError(f"{path}: got images of sizes {sorted(sizes)}, wanted one size")
-    mode = "L" if all(image.mode == "L" for image in images) else "RGB"
-    arrays = np.stack([np.asarray(image.convert(mode)) for image in images])
-    channels_last = arrays[..., None] if mode == "L" else arrays
-    return np.ascontiguousarray(channels_last.transpose(0, 3, 1, 2))
+    with reading(path), _opened(path) as archive:
+        images, left_out = _sorted_out(archive)
+        if not images:
+            kinds, others = ", ".join(SUFFIXES), _listed(left_out, "; got ")
+            raise ValueError(f"{path}: got no images, wanted files of {kinds} in it{others}")
+        if left_out:
+            warnings.warn(
+                f"{path}: read {len(images):,} images and left out "
+                f"{len(left_out):,} files of other kinds{_listed(left_out, ': ')}",
+                stacklevel=4,
+            )
+        jsons = [name for name in archive.names if PurePosixPath(name).name == "dataset.json"]
+        labels = read_json(path, {name: archive.read(name, -1) for name in jsons})
+        if labels and labels.keys().isdisjoint(images):
+            from_json(path, labels, images)
+        folders = _folders(images)
+        if not _are_parts(path, folders):
+            return (_part(path, archive, images, folders, labels),)
+        return tuple(
+            _part(path, archive, *_of_part(part, images, folders), labels) for part in PARTS
+        )
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Errors of reading as errors of this path."""
     try:
         yield
     except FileNotFoundError:
         raise
-    except (*BROKEN, RuntimeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
+    except Exception as error:  # of a ZIP whose bytes are wrong, many kinds
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: cannot be read ({reason})") from error
 
 
 @contextmanager
-def _files(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
-    """The image files' names in order, and a function that reads one."""
+def _opened(path: Path) -> Iterator[Archive]:
     if path.is_dir():
-        names = (str(file.relative_to(path)) for file in _below(path))
-        yield _images(names), lambda name: (path / name).read_bytes()
+        files = {
+            file.relative_to(path).as_posix().replace("\\", "/"): file for file in _below(path)
+        }
+
+        def read(name: str, size: int) -> bytes:
+            with files[name].open("rb") as file:
+                return file.read(size)
+
+        yield Archive(_visible(files), read)
     elif not path.exists():
         raise FileNotFoundError(f"{path}: no such folder or ZIP")
-    elif path.suffix.lower() in ARRAYS:
-        raise ValueError(
-            f"{path}: got a file of arrays, wanted a ZIP or a folder of images; for an array, "
-            f"fpmc.Source({ARRAYS[path.suffix.lower()]})"
-        )
     elif not zipfile.is_zipfile(path):
         raise ValueError(f"{path}: got a file that is not a ZIP, wanted a ZIP or a folder")
     else:
         with zipfile.ZipFile(path) as archive:
-            yield _images(archive.namelist()), archive.read
+            entries = [entry for entry in archive.infolist() if entry.filename[-1:] not in "/\\"]
+            inside = {entry.filename.replace("\\", "/"): entry for entry in entries}
+
+            def read(name: str, size: int) -> bytes:
+                with archive.open(inside[name]) as file:
+                    return file.read(size)
+
+            yield Archive(_visible(inside), read)
 
 
 def _below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
@@ -128,44 +145,95 @@ def _below(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
     for path in folder.iterdir():
         if path.is_dir():
             yield from _below(path, above | {real})
-        elif path.is_file():
+        elif path.is_file() or path.is_symlink():
             yield path
+
+
+def _visible(names: dict[str, object]) -> list[str]:
+    hidden = (".", "__MACOSX")
+    return sorted(
+        name
+        for name in names
+        if not any(part.startswith(hidden) for part in PurePosixPath(name).parts)
+    )
+
+
+def _sorted_out(archive: Archive) -> tuple[list[str], list[str]]:
+    """The names of the images, and of other files that are no mere companions of images."""
+    images, left_out = [], []
+    for name in archive.names:
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in IMAGES or (not suffix and begins_as_image(name, archive.read(name, 16))):
+            images.append(name)
+        elif suffix and suffix not in COMPANIONS:
+            left_out.append(name)
+    return images, left_out
+
+
+def _listed(names: list[str], begin: str) -> str:
+    """Kinds of files by their suffixes, with how many, and the first one of each."""
+    first = {PurePosixPath(name).suffix: name for name in reversed(names)}
+    counts = Counter(PurePosixPath(name).suffix for name in names).most_common(5)
+    kinds = [f"{n:,} {suffix} (as {first[suffix]})" for suffix, n in counts]
+    return begin * bool(kinds) + ", ".join(kinds) + ", ..." * (len(first) > len(kinds))
 
 
 def _folders(names: list[str]) -> list[tuple[str, ...]]:
     """The folders that each image lies in, without the first ones that all images share."""
-    folders = [Path(name).parts[:-1] for name in names]
+    return _without_shared([PurePosixPath(name).parts[:-1] for name in names])
+
+
+def _without_shared(folders: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     levels = zip(*folders, strict=False)
     shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
     return [folder[shared:] for folder in folders]
 
 
-def _images(names: Iterable[str]) -> list[str]:
-    """Images in the order of their paths, without what operating systems hide beside them."""
-    hidden = (".", "__MACOSX")
-    return sorted(
-        name
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES
-        and not any(part.startswith(hidden) for part in Path(name).parts)
-    )
+def _are_parts(path: Path, folders: list[tuple[str, ...]]) -> bool:
+    """Whether the images lie in folders ``train`` and ``test``."""
+    tops = {folder[0] if folder else "." for folder in folders}
+    others = ", ".join(sorted(tops.difference(PARTS)))
+    found = tops.issuperset(PARTS)
+    if found and others:
+        raise ValueError(f"{path}: got images in train, test and {others}, wanted the first two")
+    for folder in folders:
+        inner = folder[1:] if found else folder
+        if any(map(OTHERWISE.fullmatch, inner)):
+            raise ValueError(
+                f"{path}: got images in {'/'.join(folder)}, wanted folders called train and test, "
+                "in small letters, and only as the two parts of all images"
+            )
+    return found
 
 
-def _decode(content: bytes, where: str) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-        pages = getattr(image, "n_frames", 1)
-    except Exception as error:  # Pillow's readers of broken files raise many kinds
-        unknown = isinstance(error, UnidentifiedImageError)  # whose text is an object's address
-        reason = "it begins as none that Pillow knows" if unknown else error
-        raise ValueError(f"{where}: cannot be read as an image ({reason})") from error
-    if image.mode not in ("L", "RGB"):
-        flat = image.mode in ("P", "PA", "LA", "RGBA")
+def _of_part(
+    part: str, images: list[str], folders: list[tuple[str, ...]]
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    chosen = [i for i, folder in enumerate(folders) if folder[0] == part]
+    return [images[i] for i in chosen], _without_shared([folders[i][1:] for i in chosen])
+
+
+def _part(
+    path: Path,
+    archive: Archive,
+    names: list[str],
+    folders: list[tuple[str, ...]],
+    labels: Mapping[str, Any],
+) -> Part:
+    progress = tqdm(names, desc=path.name)
+    arrays = [decode(archive.read(name, -1), f"{path}: {name}") for name in progress]
+    sizes = Counter(array.shape[:2] for array in arrays)
+    if len(sizes) > 1:
+        pairs = zip(reversed(names), reversed(arrays), strict=True)
+        first = {array.shape[:2]: name for name, array in pairs}
+        common = [f"{w} × {h} ({n:,}, as {first[h, w]})" for (h, w), n in sizes.most_common(2)]
         raise ValueError(
-            f"{where}: got an image of mode {image.mode}, wanted grey (L) or RGB"
-            + ', as image.convert("RGB") gives' * flat
+            f"{path}: got images of {len(sizes):,} sizes, most often {' and '.join(common)}, "
+            "wanted one size"
         )
-    if pages > 1:
-        raise ValueError(f"{where}: got {pages} pages, wanted one image per file")
-    return image
+    grey = all(array.ndim == 2 for array in arrays)
+    images = np.empty((len(arrays), 1 if grey else 3, *arrays[0].shape[:2]), np.uint8)
+    for image, array in zip(images, arrays, strict=True):
+        image[:] = array if array.ndim == 2 else array.transpose(2, 0, 1)
+    numbers = None if labels.keys().isdisjoint(names) else from_json(path, labels, names)
+    return Part(images, numbers, folders)

@@ -2,7 +2,7 @@
 
 The published tables are those of Niedoba et al. (2026), tables 5 (CIFAR-10), 6 (FFHQ 64 × 64) and 7
 (AFHQv2 64 × 64): a row per step of the EDM sampler, a column per method. Those of the embedded data
-were found in the same way, by ``results/compute.py``: the values nearest to a network.
+were found in the same way, by ``python -m fpmc.experiments``: the values nearest to a network.
 """
 
 import csv

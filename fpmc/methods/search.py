@@ -1,6 +1,6 @@
 """Schedules for other data: at each noise level the value whose answers are nearest a network's."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from fpmc.methods.schedules import SMALLEST_PATCH
 from fpmc.metrics import Estimate, mse
 from fpmc.source import Source, as_source
 
-__all__ = ["Search", "search_patch_sizes", "search_thresholds"]
+__all__ = ["Search", "errors_around", "search_patch_sizes", "search_thresholds"]
 
 Method = Callable[[Source, Any], Denoiser]
 """A function from a source and a value to a denoiser, such as :func:`fpmc.methods.ls`."""
@@ -116,6 +116,31 @@ def search_thresholds(
     """
     values = [as_fraction(tau, "thresholds") for tau in _listed(thresholds, "thresholds")]
     return _search(source, network, x, sigmas, method, values, "thresholds", seed, progress)
+
+
+def errors_around(
+    values: Sequence[float], middle: float, measure: Callable[[float], float]
+) -> dict[float, float]:
+    """{value: error} around the middle, on until the lowest error has both its neighbours.
+
+    Args:
+        values: What can be tried, rising.
+        middle: Where to begin: at the nearest of them.
+        measure: The error of a value.
+    """
+    start = min(range(len(values)), key=lambda place: abs(values[place] - middle))
+    low, high = max(start - 1, 0), min(start + 1, len(values) - 1)
+    errors = {value: measure(value) for value in values[low : high + 1]}
+    while True:
+        best = min(sorted(errors), key=errors.get)
+        if best == values[low] and low > 0:
+            low -= 1
+            errors[values[low]] = measure(values[low])
+        elif best == values[high] and high < len(values) - 1:
+            high += 1
+            errors[values[high]] = measure(values[high])
+        else:
+            return errors
 
 
 @torch.no_grad()

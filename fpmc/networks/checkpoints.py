@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors_bytes
 
 from fpmc.networks.architectures import build
 from fpmc.networks.preconditioning import SIGMA_DATA, Preconditioned
@@ -61,7 +61,7 @@ def save(
         "card": json.dumps(dict(card or {})),
     }
     with whole(path) as beside:
-        save_file(tensors, beside, metadata)
+        beside.write_bytes(safetensors_bytes(tensors, metadata))
 
 
 def read_network(path: str | os.PathLike) -> Preconditioned:

@@ -37,6 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"--out: got {given.out}, wanted a file in a folder that is there")
         try_writing(given.out.parent, "--out")
         dataset = data.load(given.data or _data_of(given.network))
+        trained_on = None if given.data else networks.card(given.network).get("images_hash")
+        if trained_on not in (None, data.fingerprint(dataset.train)):
+            raise ValueError(
+                f"{given.network}: was trained on other images than lie under "
+                f"{_data_of(given.network)} now, wanted --data"
+            )
         network = networks.load(given.network, shape=dataset.test.shape[1:]).to(device)
         options = {"seed": given.seed, "cache": given.cache or home() / "maps", "progress": True}
         n = as_whole_number(given.images, "--images", 1, len(dataset.test))

@@ -3,7 +3,8 @@
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -18,18 +19,30 @@ from fpmc.storage import whole
 __all__ = ["averaged_over", "load", "read", "write"]
 
 
-def load(network: str) -> dict[float, Float[Tensor, "k h w"]]:
-    """The shipped maps of a shipped network at the sampler's 18 noise levels, {sigma: maps}.
+def load(network: str | os.PathLike) -> dict[float, Float[Tensor, "k h w"]]:
+    """A network's sensitivity maps, {sigma: maps}: the shipped ones, or those in a file.
 
     Args:
-        network: A name in :data:`fpmc.networks.SHIPPED`.
+        network: A name in :data:`fpmc.networks.SHIPPED`, whose maps are at the sampler's 18 noise
+            levels, or a file that :func:`write` or ``python -m fpmc.sensitivity`` kept.
 
     Raises:
-        ValueError: If no maps are shipped for it.
+        FileNotFoundError: If there is no such file.
+        TypeError: If it is neither a name nor a path.
+        ValueError: If no maps are shipped for it, or the file is cut short or holds something
+            else.
     """
-    if network not in _shipped():
-        raise ValueError(f"network: got {network!r}, wanted one of {', '.join(_shipped())}")
-    return read(FOLDER / f"{network}.npz")
+    if not isinstance(network, str | os.PathLike):
+        raise TypeError(f"network: got {type(network).__name__}, wanted a name or a path")
+    if network in _shipped():
+        return read(FOLDER / f"{network}.npz")
+    path = Path(network)
+    if isinstance(network, str) and not path.suffix and not path.exists():
+        raise ValueError(
+            f"network: got {network!r}, wanted one of {', '.join(_shipped())}, or a file of maps, "
+            f"as python -m fpmc.sensitivity --network {network} --out FILE.npz makes"
+        )
+    return read(path)
 
 
 def averaged_over(network: str | os.PathLike) -> int | None:
@@ -115,7 +128,7 @@ def _check(maps: Mapping[float, Float[Tensor, "k h w"]]) -> None:
         if not (value >= 0).all() or not ((sums - 1).abs() < 1e-3).all():
             raise ValueError(
                 f"maps: got one at sigma = {sigma:g} that is no share of the sensitivity, wanted "
-                "values ≥ 0 that sum to 1"
+                "values ≥ 0 that sum to 1: divide each map by its sum over (h, w)"
             )
 
 
@@ -146,14 +159,28 @@ def read(path: str | os.PathLike) -> dict[float, Float[Tensor, "k h w"]]:
 def _opened(path: str | os.PathLike) -> Iterator[Mapping[str, np.ndarray]]:
     """A file of maps; whatever it does not give is an error that names it."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if "maps" not in file:
-                raise ValueError("it has no maps")
+        loaded = np.load(path, allow_pickle=False)
+        with nullcontext(loaded) if isinstance(loaded, np.ndarray) else loaded as file:
+            if isinstance(file, np.ndarray) or "maps" not in file:
+                raise ValueError(f"it has no maps but {_described(file)}")
             yield file
     except FileNotFoundError:
         raise
     except Exception as error:
         raise ValueError(f"{path}: not a file of sensitivity maps ({error})") from error
+
+
+def _described(file: Mapping[str, np.ndarray] | np.ndarray) -> str:
+    """What a foreign file holds, and how maps as the papers' authors keep them become ours."""
+    arrays = {"an array": file} if isinstance(file, np.ndarray) else file
+    shapes = {name: array.shape for name, array in arrays.items()}
+    described = ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items())
+    if any(len(shape) == 5 and shape[1:3] == shape[3:] for shape in shapes.values()):
+        return (
+            f"{described}: of maps (step, y, x, h, w), divide each by its sum over (h, w), and "
+            "write {sigma: maps[step].reshape(h * w, h, w)} with fpmc.sensitivity.write"
+        )
+    return described or "nothing"
 
 
 def _shipped() -> list[str]:

@@ -1,0 +1,75 @@
+"""Compute the tables of the comparison of all methods with a network, in stages that resume.
+
+    python -m fpmc.experiments --data photos
+    python -m fpmc.experiments --data cifar10 --device cuda --stage train --minutes 9
+
+Each stage fills a table of results/LABEL, a row per number, with everything that is needed to
+obtain it again. Rows that are there are not computed again; rows that are there by other settings
+are an error. Several processes may work on one folder. A stage that its minutes stopped (exit
+status 75) goes on with the same command.
+
+- train: DDPM++ and NCSN++ on the data, if no others are named and none are shipped.
+- worth: whether they are worth predicting: their errors on held-out images beside those of the
+  Wiener filter and the optimal denoiser, and how far their samples are from the training images.
+- maps: the sensitivity maps of the network.
+- schedules: for every method with a knob, its error to the network over the knob and σ; the best
+  values are the dataset's schedule. On large data: for LS and ELS, around what was published.
+- denoising: every method's error to the network over σ, for z from the forward process (noisy
+  held-out images) and from the reverse process (the network's own sampling trajectories).
+- samples: every method's samples against another network's from the same noise.
+- engine: the scripts of benchmarks/ on this device.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from fpmc import networks
+from fpmc.experiments import (
+    clock,
+    command,
+    denoising,
+    engine,
+    maps,
+    samples,
+    schedules,
+    train,
+    worth,
+)
+from fpmc.limits import OUT_OF_TIME, OutOfTimeError
+
+__all__ = ["STAGES", "main"]
+
+STAGES = {
+    stage.__name__.rpartition(".")[2]: stage
+    for stage in (train, worth, maps, schedules, denoising, samples, engine)
+}
+"""{name: module with a function run(job, clock)}, in order."""
+ON_SHIPPED_NETWORKS = ("schedules", "denoising", "samples")
+"""What is needed where the networks are shipped."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the stages asked for."""
+    torch.backends.cudnn.allow_tf32 = False  # networks are to answer as they do on a CPU
+    try:
+        job, given = command.parse(arguments, list(STAGES), __doc__)
+        shipped = job.reference_file in networks.SHIPPED
+        wanted = given.stage or (ON_SHIPPED_NETWORKS if shipped else STAGES)
+        for name, stage in STAGES.items():
+            if name in wanted:
+                try:
+                    stage.run(job, clock.Clock(given.minutes))
+                except OutOfTimeError:
+                    told = f"stopped after {given.minutes:g} minutes"
+                    print(f"{name}: {told}; the same command goes on")
+                    sys.exit(OUT_OF_TIME)
+        if given.store:
+            print(schedules.store(job))
+    except (TypeError, ValueError, OSError, ImportError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

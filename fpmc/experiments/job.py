@@ -1,0 +1,208 @@
+"""What is compared with what, on which data, how much of it, and where."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fpmc
+from fpmc import data, diffusion, methods, networks, sensitivity
+from fpmc.data import fingerprint
+from fpmc.experiments.options import LARGE, Options
+from fpmc.experiments.provenance import provenance
+from fpmc.methods.registry import METHODS
+from fpmc.networks.recipes import Recipe, recipe
+from fpmc.source import to_float
+
+__all__ = ["Job", "in_batches"]
+
+
+class Job(Options):
+    """A comparison: its options, and the data, networks and methods that they stand for."""
+
+    @cached_property
+    def dataset(self) -> data.Dataset:
+        return data.load(self.data, self.root)
+
+    @cached_property
+    def data_hash(self) -> str:
+        """Of the training and the held-out images."""
+        return "-".join(fingerprint(x)[:8] for x in (self.dataset.train, self.dataset.test))
+
+    @cached_property
+    def source(self) -> fpmc.Source:
+        return fpmc.Source(self.dataset.train.to(self.device))
+
+    @cached_property
+    def parts(self) -> dict[str, fpmc.Source]:
+        """The part of the source that a method sees, chosen by the seed."""
+        n = len(self.source)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
+        return {
+            name: fpmc.Source(self.source.images[order[: min(size, n)].to(self.device)])
+            for name, size in self.sources.items()
+        }
+
+    def seen_by(self, method: str) -> fpmc.Source:
+        """The part of the source that a method sees."""
+        return self.parts.get(method, self.source)
+
+    @cached_property
+    def gaussian(self):
+        return methods.wiener(self.source)
+
+    @property
+    def bytes(self) -> int | None:
+        """The budget in bytes."""
+        return None if self.budget is None else int(self.budget * 2**30)
+
+    @property
+    def folder(self) -> Path:
+        """Where networks trained here are, and maps computed here."""
+        return self.out / "networks"
+
+    def file(self, arch: str) -> str:
+        """The data's own network of this architecture: a shipped one, or the one trained here.
+
+        A shipped one stands for the shipped data alone, not for a folder of that name.
+        """
+        name = f"{self.data}/{arch}"
+        return name if name in networks.SHIPPED else f"{self.folder / arch}.safetensors"
+
+    @property
+    def reference_file(self) -> str:
+        return self.network or self.file("ddpmpp")
+
+    @property
+    def other_file(self) -> str:
+        return self.other or self.file("ncsnpp")
+
+    def called(self, network: str) -> str:
+        """What the tables call a network."""
+        path = Path(network)
+        return f"{self.label}/{path.stem}" if path.parent == self.folder else network
+
+    def load(self, file: str) -> networks.Preconditioned:
+        """A network for the job's images, on its device.
+
+        Raises:
+            ValueError: If its card says that it was trained on other images.
+        """
+        trained_on = networks.card(file).get("images_hash")
+        if trained_on not in (None, fingerprint(self.dataset.train)):
+            raise ValueError(
+                f"network: {file} was trained on other images than those of {self.data} now"
+            )
+        return networks.load(file, shape=self.dataset.train.shape[1:]).to(self.device)
+
+    @cached_property
+    def reference(self) -> networks.Preconditioned:
+        return self.load(self.reference_file)
+
+    @cached_property
+    def other_network(self) -> networks.Preconditioned:
+        return self.load(self.other_file)
+
+    @property
+    def maps_file(self) -> Path:
+        """Where maps computed here are kept."""
+        if self.maps and Path(self.maps).suffix == ".npz":
+            return Path(self.maps)
+        return self.folder / f"{Path(self.reference_file).stem}.npz"
+
+    @cached_property
+    def sensitivity(self):
+        named = self.maps or self.reference_file
+        if named in networks.SHIPPED:
+            return sensitivity.load(named)
+        return sensitivity.read(self.maps_file)
+
+    @cached_property
+    def levels(self) -> list[float]:
+        return diffusion.edm_sigmas(self.steps or LARGE.get(self.data, 18)).tolist()
+
+    @property
+    def side(self) -> int:
+        return min(self.dataset.train.shape[2:])
+
+    @property
+    def archs(self) -> tuple[str, ...]:
+        """The networks to train: those that are not named."""
+        own = (
+            arch for arch, named in (("ddpmpp", self.network), ("ncsnpp", self.other)) if not named
+        )
+        return self.arch or tuple(own)
+
+    def recipe_of(self, arch: str) -> Recipe:
+        """How a network is trained; lists are taken for the tuples that a recipe has."""
+        changes = {} if self.train_minutes is None else {"minutes": self.train_minutes}
+        changes |= {k: tuple(v) if isinstance(v, list) else v for k, v in self.recipe.items()}
+        try:
+            return recipe(self.data, arch, **{"seed": self.seed, **changes})
+        except TypeError as error:
+            raise ValueError(f"recipe: got {changes} ({error})") from error
+
+    def test(self, n: int) -> torch.Tensor:
+        """The first held-out images, in [-1, 1]."""
+        return to_float(self.dataset.test[:n]).to(self.device)
+
+    def make(self, name: str, knob: Any) -> diffusion.Denoiser:
+        """A method with its patch size, threshold or schedule, called with a batch at a time."""
+        if name == "wiener":
+            return in_batches(self.gaussian, self.batch)
+        method, options = METHODS[name], {"budget": self.bytes}
+        arguments = [self.sensitivity] if method.needs == "sensitivity" else []
+        arguments += [knob] if method.knob else []
+        if method.needs == "gaussian":
+            options["gaussian"] = self.gaussian
+        denoiser = method.maker(self.seen_by(name), *arguments, **options)
+        if method.precision:
+            denoiser = denoiser.with_precision(self.precision)
+        return in_batches(denoiser, self.batch)
+
+    def settings(self, method: str = "", n: int | None = None, *networks: str) -> dict[str, object]:
+        """What decides a row's numbers, beside its key.
+
+        Args:
+            method: Who answers.
+            n: How many images are asked about; left out if the row knows it itself.
+            networks: Files of the networks that have a part in it.
+        """
+        reduced = method in METHODS and METHODS[method].precision
+        told = {
+            "seed": self.seed,
+            "precision": self.precision if reduced else "exact",
+            "data_hash": self.data_hash,
+            "network_hash": "-".join(self.network_hash(file) for file in networks),
+        }
+        return told if n is None else {"n": n, **told}
+
+    def network_hash(self, file: str) -> str:
+        """Of a network's weights, the first 8 digits."""
+        if file in self._hashes:
+            return self._hashes[file]
+        weights = [value for _, value in sorted(self.load(file).state_dict().items())]
+        flat = torch.cat([value.detach().flatten().float().cpu() for value in weights])
+        self._hashes[file] = fingerprint(flat)[:8]
+        return self._hashes[file]
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        return {}
+
+    def provenance(self, method: str = "", seconds: float | None = None) -> dict[str, object]:
+        """The columns that say how a row came about."""
+        taken = "" if seconds is None else f"{seconds:.3g}"
+        told = {"n_source": len(self.seen_by(method)), **provenance(self.device, self.code)}
+        return {**told, "seconds": taken}
+
+
+def in_batches(denoiser: diffusion.Denoiser, size: int) -> diffusion.Denoiser:
+    """The same denoiser, called with a few images at a time."""
+
+    @torch.no_grad()
+    def call(z: torch.Tensor, sigma: float) -> torch.Tensor:
+        return torch.cat([denoiser(part, sigma) for part in z.split(size)])
+
+    return call

@@ -1,0 +1,78 @@
+"""The network's sensitivity maps at the sampler's noise levels, stored compactly.
+
+Of every map the largest values are kept until they hold a share, and of the rest the sum: no set of
+pixels for a threshold up to that share changes. The share is the published threshold and
+:data:`MORE`. Where the threshold is 1, so that PSPC-Flex looks at no map, it is
+:data:`COARSE_SHARE`, and values have :data:`COARSE` binary digits.
+"""
+
+from torch import Tensor
+
+from fpmc import sensitivity
+from fpmc.experiments import contest
+from fpmc.experiments.clock import Clock
+from fpmc.experiments.job import Job
+from fpmc.experiments.tables import Table
+from fpmc.methods.schedules import threshold_schedule
+
+__all__ = ["run"]
+
+MORE = 0.05
+COARSE_SHARE = 0.5
+COARSE = 4
+SHARES = (0.5, 0.75, 0.95)
+"""Shares of a map for which the table has the side of the square that holds them."""
+
+
+def run(job: Job, clock: Clock) -> None:
+    """Compute the levels that are missing, then write all of them.
+
+    Args:
+        job: What is compared with what.
+        clock: The time there is.
+    """
+    x = job.dataset.test[: job.map_images].to(job.device)
+    settings = job.settings("", len(x), job.reference_file)
+    with Table(job.out / "maps.csv", ("data", "network", "sigma")).collected() as table:
+        _fill(job, clock, table, x, settings)
+
+
+def _fill(job: Job, clock: Clock, table: Table, x: Tensor, settings: dict[str, object]) -> None:
+    heads = {
+        sigma: {
+            "data": job.label,
+            "network": job.called(job.reference_file),
+            "sigma": f"{sigma:.6g}",
+        }
+        for sigma in job.levels
+    }
+    if job.maps_file.exists() and all(table.has(head, settings) for head in heads.values()):
+        return
+    options = {"seed": job.seed, "cache": job.runs / f"{job.label}-maps"}
+    if job.bytes:
+        options["budget"] = job.bytes
+    maps = {}
+    for sigma in job.levels:
+        with clock.unit("maps"):
+            maps[sigma] = sensitivity.maps(job.reference, sigma, x, progress=True, **options).cpu()
+    tau = threshold_schedule(contest.published(job), "pspc_flex", "thresholds")
+    job.maps_file.parent.mkdir(parents=True, exist_ok=True)
+
+    def share(sigma: float) -> float:
+        return COARSE_SHARE if tau(sigma) == 1 else tau(sigma) + MORE
+
+    sensitivity.write(
+        job.maps_file,
+        maps,
+        keep=share,
+        digits=lambda sigma: COARSE if tau(sigma) == 1 else None,
+        images=len(x),
+    )
+    for sigma, value in sensitivity.read(job.maps_file).items():
+        sides = {
+            f"side_{share:g}": f"{sensitivity.square_sides(maps[sigma], share).double().mean():.4g}"
+            for share in SHARES
+        }
+        moved = (value - maps[sigma]).clamp(min=0).sum((1, 2)).max().item()
+        row = {**sides, "kept": f"{share(sigma):.3g}", "moved": f"{moved:.3g}"}
+        table.add({**heads[sigma], **settings, **row, **job.provenance()})

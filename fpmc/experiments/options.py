@@ -1,0 +1,163 @@
+"""The options of a job, each with what the command line says of it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fpmc.checks import as_device, as_positive, as_whole_number
+from fpmc.engine import as_precision
+from fpmc.experiments.provenance import ROOT
+from fpmc.methods.registry import METHODS
+
+__all__ = ["COMPARED", "LARGE", "SMALL", "Options"]
+
+LARGE = {"ffhq64": 40, "afhqv2-64": 40}
+"""Noise levels of the sampler where they are not 18."""
+SMALL = ("digits", "photos", "photos32", "fashion")
+"""Datasets on which every knob is searched in full; elsewhere near the published schedule."""
+COMPARED = tuple(name for name, method in METHODS.items() if method.compared)
+"""The methods that are compared."""
+EMBEDDED = (*SMALL, "cifar10", *LARGE)
+"""Names of datasets, which no folder may take as its label."""
+
+
+def option(default: Any, told: str, **more: Any) -> Any:
+    """A field of a job that the command line has as an option.
+
+    Args:
+        default: The value if nothing is said.
+        told: The option's help.
+        more: ``group``, the heading that it stands under; ``least``, the least whole number;
+            ``positive``, that it is a number above 0; what else argparse's ``add_argument`` takes.
+    """
+    given = {"default": default} if not isinstance(default, dict) else {}
+    given |= {"default_factory": lambda: dict(default)} if isinstance(default, dict) else {}
+    return field(metadata={"help": told, **more}, **given)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is compared with what, on which data and how much of it.
+
+    The fields are the options of ``python -m fpmc.experiments``; what they say there is meant here.
+
+    Raises:
+        TypeError: If a field is of another type.
+        ValueError: If a value lies outside its range, a folder would take the label of a dataset,
+            or a reduced precision is asked for where there is none.
+    """
+
+    data: str = option("", "name or path of a dataset", required=True)
+    root: str | None = option(None, "where datasets lie")
+    label: str | None = option(None, "what the tables call the data (default: DATA)")
+    out: Path | None = option(None, "folder of the tables (default: results/LABEL)", type=Path)
+    runs: Path = option(ROOT / "runs", "folder of states and single maps", type=Path)
+    device: str = option("cpu", "cpu (default) or cuda")
+    precision: str = option(
+        "exact",
+        "of collections, all methods but wiener and els: exact (default), float32, or on cuda tf32 "
+        "or bf16",
+    )
+    budget: float | None = option(
+        None, "working memory of a call in GiB (default: 1)", type=float, positive=True
+    )
+    seed: int = option(0, "of every draw (default: 0)", type=int, least=0)
+    code: str | None = option(None, "version of the code, where no git checkout tells it")
+
+    network: str | None = option(
+        None, "what the methods are compared with (default: the data's DDPM++)", group="what"
+    )
+    other: str | None = option(
+        None, "whose samples are the reference (default: the data's NCSN++)", group="what"
+    )
+    maps: str | None = option(
+        None, "the network's sensitivity maps (default: the shipped or computed ones)", group="what"
+    )
+    papers: bool | None = option(
+        None,
+        "published schedules for all, LS and ELS searched around them, and Lukoianov at 0.05 and "
+        "0.02 (default: on data that are not embedded)",
+        group="what",
+    )
+    method: tuple[str, ...] = option(
+        (), "run this one alone (again for others)", group="what", choices=COMPARED
+    )
+
+    points: int = option(
+        64, "noisy images per noise level (default: 64)", group="much", type=int, least=1
+    )
+    search_points: int | None = option(
+        None, "the same for the stage schedules (default: as many)", group="much", type=int, least=1
+    )
+    samples: int = option(32, "samples per method (default: 32)", group="much", type=int, least=1)
+    part: int | None = option(
+        None, "samples at a time, kept when done (default: all)", group="much", type=int, least=1
+    )
+    batch: int | None = option(
+        None, "images per call (default: 16, on cuda 1000)", group="much", type=int, least=1
+    )
+    steps: int | None = option(
+        None, "noise levels of the sampler (default: 18, 40 at 64 x 64)", group="much", type=int,
+        least=2,
+    )  # fmt: skip
+    sources: Mapping[str, int] = option(
+        {"els": 1_500}, "images that a method sees, if not all (default: els=1500)",
+        group="much", metavar="METHOD=N",
+    )  # fmt: skip
+    map_images: int = option(
+        16, "noisy images per map (default: 16)", group="much", type=int, least=1
+    )
+
+    arch: tuple[str, ...] = option(
+        (), "train this one alone", group="training", choices=("ddpmpp", "ncsnpp")
+    )
+    train_minutes: float | None = option(
+        None, "budget of each network (default: the recipe's images)", group="training", type=float,
+        positive=True,
+    )  # fmt: skip
+    recipe: Mapping[str, Any] = option(
+        {}, 'what else differs from the recipe, as JSON: {"batch": 256}', group="training",
+        type=json.loads,
+    )  # fmt: skip
+    compiled: bool | None = option(
+        None, "let torch.compile fuse the steps, which needs a compiler (default: on cuda)",
+        group="training",
+    )  # fmt: skip
+
+    benchmark: tuple[str, ...] = option(
+        (),
+        "a script of benchmarks/ with its arguments, in which {data}, {label}, {device}, {n} and "
+        "{budget} are filled in (default: paths.py, on cuda kernels.py as well)",
+        group="engine",
+    )
+
+    def __post_init__(self):
+        on_cuda = as_device(self.device).type == "cuda"
+        for name, made in self.__dataclass_fields__.items():
+            value, told = getattr(self, name), f"--{name.replace('_', '-')}"
+            if value is not None and "least" in made.metadata:
+                as_whole_number(value, told, made.metadata["least"])
+            if value is not None and "positive" in made.metadata:
+                as_positive(value, told)
+        if as_precision(self.precision) in ("tf32", "bf16") and not on_cuda:
+            raise ValueError(f"precision: got {self.precision!r} on {self.device}, wanted cuda")
+        for name, n in self.sources.items():
+            if name not in COMPARED:
+                raise ValueError(f"sources: got {name!r}, wanted one of {', '.join(COMPARED)}")
+            as_whole_number(n, f"sources: {name}", 1)
+        settled = {
+            "label": self.label or Path(self.data).stem,
+            "papers": self.data not in SMALL if self.papers is None else self.papers,
+            "batch": self.batch or (1000 if on_cuda else 16),
+            "compiled": on_cuda if self.compiled is None else self.compiled,
+        }
+        if settled["label"] in EMBEDDED and settled["label"] != self.data:
+            raise ValueError(
+                f"label: got {settled['label']!r} for {self.data}, which is the name of another "
+                "dataset, wanted --label NAME"
+            )
+        settled["out"] = self.out or ROOT / "results" / settled["label"]
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)

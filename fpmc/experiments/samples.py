@@ -1,0 +1,136 @@
+"""Every method's samples against the other network's, from the same noise."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from fpmc import diffusion, metrics
+from fpmc.experiments import contest, schedules
+from fpmc.experiments.clock import Clock
+from fpmc.experiments.job import Job, in_batches
+from fpmc.experiments.tables import Table, arrays, keep_arrays, numbers
+from fpmc.results import MEASURES, SETTINGS
+from fpmc.source import to_uint8
+
+__all__ = ["run"]
+
+KEY = ("data", "reference", "method", "schedule")
+KEPT = 12
+"""Samples of each method that are kept as images."""
+COPY = 0.01
+"""Distance to a training image, root mean square, below which a sample is a copy of it."""
+
+
+def run(job: Job, clock: Clock) -> None:
+    """Compute the rows that are missing, a part of the samples at a time."""
+    reference = job.called(job.other_file)
+    found = schedules.found(job, contest.wanted(job, contest.searched(job)))
+    network = contest.Contestant(job.called(job.reference_file), "", None)
+    everyone = [network, *contest.contestants(job, found)]
+    heads = [dict(zip(KEY, (job.label, reference, *who[:2]), strict=True)) for who in everyone]
+    with Table(job.out / "samples.csv", KEY).collected() as table:
+        missing = [
+            (head, who)
+            for head, who in zip(heads, everyone, strict=True)
+            if not table.has(head, _settings(job, who))
+        ]
+        if missing:
+            _settle(job, {"reference": reference, "network": network.method})
+            _fill(job, clock, table, missing)
+
+
+def _settings(job: Job, who: contest.Contestant) -> dict[str, object]:
+    return job.settings(who.method, job.samples, job.reference_file, job.other_file)
+
+
+def _fill(
+    job: Job, clock: Clock, table: Table, missing: list[tuple[dict[str, str], contest.Contestant]]
+) -> None:
+    network = job.called(job.reference_file)
+    shape = tuple(job.dataset.train.shape[1:])
+    start = diffusion.initial_noise(job.samples, shape, job.seed + 1).to(job.device)
+    target = diffusion.sample(in_batches(job.other_network, job.batch), start, job.levels)
+    keep_arrays(job.out / "samples.npz", {job.called(job.other_file): _images(target)})
+    for head, who in tqdm(missing, desc="samples"):
+        if who.method == network:
+            denoiser = in_batches(job.reference, job.batch)
+        else:
+            denoiser = job.make(who.method, who.knob)
+        each = _each(job, who.name, denoiser, start, target, clock)
+        table.add({**head, **_settings(job, who), **_summary(each), **job.provenance(who.method)})
+
+
+def _settle(job: Job, named: dict[str, str]) -> None:
+    """Write down what decides the samples, or see that what is there was decided by the same.
+
+    Raises:
+        ValueError: If it was not.
+    """
+    path, settings = job.out / "each.npz", {**named, "seed": job.seed, "steps": len(job.levels)}
+    wanted, held = json.dumps(settings), arrays(path)
+    if held and str(held.get(SETTINGS)) != wanted:
+        raise ValueError(
+            f"{path}: holds samples by {held.get(SETTINGS, 'unknown settings')}, wanted {wanted}: "
+            "name another folder as --out"
+        )
+    keep_arrays(path, {SETTINGS: np.array(wanted)})
+
+
+def _each(
+    job: Job,
+    name: str,
+    denoiser: diffusion.Denoiser,
+    start: Float[Tensor, "n c h w"],
+    target: Float[Tensor, "n c h w"],
+    clock: Clock,
+) -> Float[Tensor, "n 3"]:
+    """What :data:`MEASURES` names, of every sample; what is in the file is taken from it."""
+    path, size = job.out / "each.npz", job.part or len(start)
+    each = arrays(path).get(name)
+    if each is None or len(each) != len(start):
+        each = np.full((len(start), len(MEASURES)), np.nan)
+    for begin in range(0, len(start), size):
+        part = slice(begin, begin + size)
+        if np.isfinite(each[part]).all():
+            continue
+        with clock.unit(name):
+            drawn = diffusion.sample(denoiser, start[part], job.levels)
+            distance = metrics.nearest(drawn.clamp(-1, 1), job.source, budget=job.bytes)[0][:, 0]
+            each[part, 0] = _apart(metrics.mse, drawn, target[part])
+            each[part, 1] = _apart(metrics.r2, drawn, target[part])
+            each[part, 2] = distance.cpu().numpy()
+            if begin == 0:
+                copies = distance < COPY if job.papers else None
+                keep_arrays(job.out / "samples.npz", {name: _images(drawn, copies)})
+            keep_arrays(path, {name: each})
+    return torch.from_numpy(each)
+
+
+def _apart(
+    measure: Callable[[Tensor, Tensor], metrics.Estimate], drawn: Tensor, target: Tensor
+) -> list[float]:
+    """A measure of every sample on its own."""
+    return [measure(a[None], b[None]) for a, b in zip(drawn, target, strict=True)]
+
+
+def _summary(each: Float[Tensor, "n 3"]) -> dict[str, object]:
+    mse, r2, nearest = each.unbind(1)
+    return {
+        **numbers(metrics.Estimate.of_samples(mse)),
+        **numbers(metrics.Estimate.of_samples(r2), "r2"),
+        "r2_median": f"{np.median(r2):.4g}",
+        "nearest": f"{np.median(nearest):.4g}",
+    }
+
+
+def _images(drawn: Tensor, copies: Tensor | None = None) -> np.ndarray:
+    """The first samples as pixels, grey where they are copies of what may not be passed on."""
+    images = to_uint8(drawn[:KEPT])
+    if copies is not None:
+        images[copies[:KEPT]] = 128
+    return images.cpu().numpy()

@@ -1,0 +1,52 @@
+"""All methods in one place: who has to know a new one reads it here."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fpmc.methods.lukoianov import lukoianov
+from fpmc.methods.optimal import optimal
+from fpmc.methods.pspc import pspc_flex, pspc_square
+from fpmc.methods.score_machines import els, es, ls
+from fpmc.methods.wiener import wiener
+
+__all__ = ["METHODS", "Method"]
+
+
+class Method(NamedTuple):
+    """A method, and what experiments and readers need to know of it.
+
+    Attributes:
+        maker: The function from a source (and a value of the knob) to a denoiser.
+        title: What readers are told.
+        colour: The same in every figure.
+        knob: The argument that a schedule gives, "patch_sizes" or a threshold; None if none does.
+        needs: What else the maker takes: "sensitivity" or "gaussian"; None if nothing.
+        precision: Whether its answers can be asked for in another precision than exact.
+        compared: Whether comparisons with a network have it.
+    """
+
+    maker: Callable[..., Any]
+    title: str
+    colour: str
+    knob: str | None = None
+    needs: str | None = None
+    precision: bool = True
+    compared: bool = True
+
+    @property
+    def has_sides(self) -> bool:
+        """Whether the knob is the side of a patch."""
+        return self.knob == "patch_sizes"
+
+
+METHODS = {
+    "optimal": Method(optimal, "optimal", "#d1603d"),
+    "wiener": Method(wiener, "Wiener", "#9a6a4f", precision=False),
+    "pspc_square": Method(pspc_square, "PSPC-Square", "#3f88c5", "patch_sizes"),
+    "ls": Method(ls, "LS", "#c2559d", "patch_sizes"),
+    "els": Method(els, "ELS", "#7d8f3a", "patch_sizes", precision=False),
+    "es": Method(es, "ES", "#b0a04a", precision=False, compared=False),
+    "pspc_flex": Method(pspc_flex, "PSPC-Flex", "#6fb7e0", "thresholds", "sensitivity"),
+    "lukoianov": Method(lukoianov, "Lukoianov", "#5a55c4", "threshold", "gaussian"),
+}
+"""{name: method}, in the order of the tables."""

@@ -1,0 +1,1 @@
+"""Training: the loss, the batches, and a loop that knows neither."""

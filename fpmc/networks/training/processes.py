@@ -1,0 +1,66 @@
+"""The processes that share a training: those of torchrun, or one alone."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+__all__ = ["ALONE", "Processes", "processes"]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One process among those that share a training.
+
+    Attributes:
+        device: Where this one computes.
+        rank: Which it is; the first, 0, writes files and shows progress.
+        world: How many there are.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    def part(self, batch: Tensor) -> Tensor:
+        """The share of a batch that is this process's, on its device."""
+        return batch[self.rank :: self.world].to(self.device)
+
+    def agree(self, *values: float) -> list[float]:
+        """The largest of each value over all processes, so that all take the same decision."""
+        if self.world == 1:
+            return [float(value) for value in values]
+        shared = torch.tensor(values, device=self.device, dtype=torch.float64)
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+        return shared.tolist()
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of a number over all processes."""
+        if self.world > 1:
+            distributed.all_reduce(value)
+            value = value / self.world
+        return value.item()
+
+
+ALONE = Processes(torch.device("cpu"))
+"""One process, on the CPU."""
+
+
+@contextlib.contextmanager
+def processes(device: torch.device) -> Iterator[Processes]:
+    """Join those that torchrun started, each with a GPU of its own on CUDA; or be one alone."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Processes(device)
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(device, distributed.get_rank(), world)
+    finally:
+        distributed.destroy_process_group()
