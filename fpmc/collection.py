@@ -20,6 +20,7 @@ from torch import Tensor
 from fpmc import engine
 from fpmc.checks import EXTREME, as_images, as_noise_level
 from fpmc.engine.memory import resolve
+from fpmc.engine.problem import Problem
 from fpmc.engine.streaming import posterior
 from fpmc.levels import Constant, nearest_level
 from fpmc.modes import not_differentiable
@@ -118,8 +119,8 @@ class FPMC:
 
     def posterior(self, z: Float[Tensor, "b c h w"], sigma: float) -> "Posterior":
         """The filtered posteriors of (9) behind an answer. Arguments and errors as in a call."""
-        sigma, z, queries, _ = self._prepare(z, sigma)
-        return Posterior(z, sigma, queries, self.source, self.budget)
+        sigma, z, *operators = self._prepare(z, sigma)
+        return Posterior(z, Problem(*operators, self.source, sigma, self.budget))
 
     def _checked(self, z, sigma) -> tuple[Tensor, float, Operator, Operator]:
         sigma, z, queries, responses = self._prepare(z, sigma)
@@ -163,8 +164,8 @@ class Posterior:
     a call for a gradient is an error.
     """
 
-    def __init__(self, z: Tensor, sigma: float, queries: Operator, source: Source, budget=None):
-        self._arguments = (z, sigma, queries, source, budget)
+    def __init__(self, z: Float[Tensor, "b c h w"], problem: Problem):
+        self._arguments = (z, problem)
 
     @property
     def weights(self) -> Float[Tensor, "b k n"]:
@@ -184,13 +185,9 @@ class Posterior:
         return self._constant(posterior.effective_number(*self._arguments))
 
     def _constant(self, value: Tensor) -> Tensor:
-        z, _, queries, *_ = self._arguments
-        return not_differentiable(value, "a posterior", z, *_matrices(queries))
-
-
-def _matrices(*operators: Operator) -> list[Tensor]:
-    """The matrices that may require gradients."""
-    return [op.matrix for op in operators if isinstance(op, Dense)]
+        z, problem = self._arguments
+        matrices = [problem.queries.matrix] if isinstance(problem.queries, Dense) else []
+        return not_differentiable(value, "a posterior", z, *matrices)
 
 
 def _by_level(operators: Operators, name: str) -> Callable[[float], Operator]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fpmc.checks import FLOATS, as_whole_number, kind
 
@@ -163,9 +164,8 @@ class Box(Operator):
         if border not in ("valid", "clip"):
             raise ValueError(f'border: got {border!r}, wanted "valid" or "clip"')
         self.border = border
-        self.grid = (
-            self.shape if border == "clip" else tuple(side - self.p + 1 for side in self.shape)
-        )
+        fitting = tuple(side - self.p + 1 for side in self.shape)
+        self.grid = self.shape if border == "clip" else fitting
         self.k = math.prod(self.grid)
 
     def _apply(self, a: Tensor) -> Tensor:
@@ -228,9 +228,8 @@ class Dense(Operator):
             raise ValueError(f"{name}: got {most:.3g}, wanted entries up to {LARGEST:g}")
 
     def _apply(self, a: Tensor) -> Tensor:
-        rest = a.shape[len(self.shape) :]
         flat = a.reshape(math.prod(self.shape), -1)
-        return (self._rows(flat) @ flat).view(self.k, *rest)
+        return (self._rows(flat) @ flat).view(self.k, *a.shape[len(self.shape) :])
 
     def _transpose(self, b: Tensor) -> Tensor:
         flat = b.reshape(self.k, -1)
@@ -258,14 +257,12 @@ def as_pair(queries: Any, responses: Any, shape: tuple[int, int, int]) -> tuple[
         ValueError: If one is no operator on images of this (c, h, w), or they differ in their
             number of estimators.
     """
+    wanted = f"wanted an operator on images of shape {shape}"
     for name, op in (("queries", queries), ("responses", responses)):
         if not isinstance(op, Operator):
-            raise ValueError(
-                f"{name}: got {kind(op)}, wanted an operator on images of shape {shape}, such as "
-                "Dense(matrix)"
-            )
+            raise ValueError(f"{name}: got {kind(op)}, {wanted}, such as Dense(matrix)")
         if not op.fits(shape):
-            raise ValueError(f"{name}: got {op!r}, wanted an operator on images of shape {shape}")
+            raise ValueError(f"{name}: got {op!r}, {wanted}")
     if queries.k != responses.k:
         raise ValueError(
             f"responses: got {responses.k} estimators, wanted {queries.k}, as many as queries"
@@ -283,18 +280,13 @@ def _pad(a: Tensor, axis: int, before: int, after: int) -> Tensor:
     """Zeros before and after, along an axis."""
     if before == after == 0:
         return a
-    shape = list(a.shape)
-    shape[axis] += before + after
-    padded = a.new_zeros(shape)
-    padded.narrow(axis, before, a.shape[axis]).copy_(a)
-    return padded
+    return pad(a, (0, 0) * (a.ndim - 1 - axis) + (before, after))
 
 
 def _window_sum(a: Tensor, axis: int, p: int) -> Tensor:
     """Sums over p neighbours along an axis, n to n − p + 1, by doubling the window's length."""
     length = a.shape[axis] - p + 1
-    total, covered = None, 0
-    power, doubled = 1, a
+    total, covered, power, doubled = None, 0, 1, a
     while True:
         if p & power:
             part = doubled.narrow(axis, covered, length)

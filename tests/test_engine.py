@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import fpmc
 from fpmc import FPMC, Source, diffusion
 from fpmc.engine import memory, reference
+from fpmc.engine.problem import Problem
 from fpmc.engine.streaming.posterior import mean_and_evidence, nearest
 from fpmc.engine.streaming.sizes import Tile, tile
 from fpmc.operators import Box, Dense, Identity, Ones
@@ -91,7 +92,7 @@ def test_evidence_is_the_sum_of_the_filtered_likelihoods(structure, shape, n, si
     queries, responses = collections(shape, seed)[structure]
     source = similar_images(n, shape, sigma, seed)
     z = noisy(2, source, sigma, seed)
-    answer, evidence = mean_and_evidence(z, sigma, queries, responses, source)
+    answer, evidence = mean_and_evidence(z, Problem(queries, responses, source, sigma))
     x = source.read(slice(None), torch.float64).flatten(1)
     expected = [
         [

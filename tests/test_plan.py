@@ -336,6 +336,15 @@ class TestPlan:
             denoiser(z, 0.5).sum().backward()
             assert ran == [(chosen.path, "answer"), (chosen.back, "vjp")]
 
+    def test_what_float32_cannot_hold_is_planned_as_it_runs(self):
+        operators = (Dense(matrix(5, (8, 8), 0)),) * 2
+        near, far = (
+            engine.plan(*operators, self.source, 4, sigma=1.0, largest=largest, precision="float32")
+            for largest in (3.0, 1e16)
+        )
+        assert near.flops == 0
+        assert far == engine.plan(*operators, self.source, 4)
+
     def test_many_noisy_images_make_matrix_products_worth_while(self):
         ones = Ones((8, 8))
         assert self.path(ones, ones, batch=1_000) == "streaming"

@@ -3,8 +3,9 @@
 :func:`plan` says which way an answer will be computed, and what that takes.
 """
 
-from fpmc.engine.plan import Plan, denoise, plan
+from fpmc.engine.plan import Plan, plan
 from fpmc.engine.precision import as_precision
 from fpmc.engine.roofline import Peaks, measure_peaks
+from fpmc.engine.run import denoise
 
 __all__ = ["Peaks", "Plan", "as_precision", "denoise", "measure_peaks", "plan"]

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.engine.problem import Problem
 from fpmc.modes import without_autograd
-from fpmc.operators import Dense, Operator
+from fpmc.operators import Dense
 
 __all__ = ["Backend", "differentiable"]
 
@@ -43,8 +44,7 @@ class Backend(Protocol):
 
 def differentiable(
     z: Float[Tensor, "b c h w"],
-    queries: Operator,
-    responses: Operator,
+    problem: Problem,
     answer: Callable[[Tensor], Tensor],
     vjp: Callable[..., Tensor],
 ) -> Float[Tensor, "b c h w"]:
@@ -52,15 +52,14 @@ def differentiable(
 
     Args:
         z: Noisy images, shape (b, c, h, w).
-        queries: Q.
-        responses: R.
+        problem: What is asked.
         answer: A backend's :meth:`Backend.answer`.
         vjp: A backend's :meth:`Backend.vjp`, the same's or another's.
 
     Returns:
         x̂ with z's shape, type and device. Differentiable once, by reverse mode, not by torch.func.
     """
-    matrices = (op.matrix if isinstance(op, Dense) else None for op in (queries, responses))
+    matrices = (op.matrix if isinstance(op, Dense) else None for op in problem.operators)
     return _Collection.apply(z, *matrices, answer, vjp)
 
 

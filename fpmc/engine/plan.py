@@ -15,17 +15,15 @@ float64's for the whole image. The last is PyTorch, and also goes back for the t
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.checks import as_device, as_whole_number
+from fpmc.checks import as_device, as_noise_level, as_whole_number
 from fpmc.engine import roofline
-from fpmc.engine.autograd import Backend, differentiable
-from fpmc.engine.cuda import Cuda, TooLittleSharedMemoryError
+from fpmc.engine.cuda import Cuda
 from fpmc.engine.precision import as_precision, float32_holds
 from fpmc.engine.problem import Problem
 from fpmc.engine.roofline import Cost, Peaks, measure_peaks
@@ -35,7 +33,7 @@ from fpmc.engine.streaming.arithmetic import dtypes
 from fpmc.operators import Box, Dense, Ones, Operator, as_pair
 from fpmc.source import Source, as_source
 
-__all__ = ["Plan", "backend", "denoise", "plan"]
+__all__ = ["Plan", "choose", "plan", "simplest"]
 
 FEW = 48
 """Noisy images up to which reading the source as it is stored beats matrix products."""
@@ -118,13 +116,13 @@ def plan(
         source: S.
         batch: Number of noisy images.
         sigma: Their noise level, if it is known.
-        largest: The largest absolute value of their pixels, if it is known. With both, pixels so
-            far out that running sums would lose digits are told (they are streamed); without, they
+        largest: The largest absolute value of their pixels, if it is known. With both, the plan
+            knows of pixels so far out that running sums or float32 would lose digits; without, they
             are taken for noisy images of their level.
         dtype: Their type; float64 asks for more digits than the compiled squares give.
         device: Where they are.
         budget: Bytes of working memory, inputs and result not counted; 1 GiB if left out.
-        precision: As in :func:`denoise`.
+        precision: As in :func:`fpmc.engine.denoise`.
 
     Raises:
         TypeError: If the batch or the budget is not a whole number, or S no source.
@@ -132,73 +130,31 @@ def plan(
             images or each other, or there is no such precision or device.
     """
     batch, device, source = as_whole_number(batch, "batch", 1), as_device(device), as_source(source)
-    pair = as_pair(queries, responses, source.shape)
-    problem = _problem(*pair, source, sigma or 1.0, budget, as_precision(precision))
     largest = None if sigma is None else largest
-    return _choose(problem, batch, torch.empty(0, dtype=dtype, device=device), largest)
+    problem = Problem(
+        *as_pair(queries, responses, source.shape),
+        source,
+        1.0 if sigma is None else as_noise_level(sigma),
+        budget,
+        as_precision(precision),
+    )
+    problem = simplest(problem, largest)
+    return choose(problem, batch, torch.empty(0, dtype=dtype, device=device), largest)
 
 
-def denoise(
-    z: Float[Tensor, "b c h w"],
-    sigma: float,
-    queries: Operator,
-    responses: Operator,
-    source: Source,
-    budget: int | None = None,
-    precision: str = "exact",
-) -> Float[Tensor, "b c h w"]:
-    """The collection's answer x̂ of (10), by the path that :func:`plan` chooses.
+def simplest(problem: Problem, largest: float | None) -> Problem:
+    """The problem with the whole image for a square as large, exact where float32 cannot hold it.
 
     Args:
-        z: Noisy images, shape (b, c, h, w).
-        sigma: Their noise level σ > 0.
-        queries: Q, with K estimators.
-        responses: R, with the same K; every pixel needs a positive sum.
-        source: S.
-        budget: Bytes of working memory, inputs and result not counted; 1 GiB if left out.
-        precision: "exact", or what products are computed in: "float32", or on a CUDA device
-            "tf32" or "bf16", of which elsewhere "float32" takes the place. Squares and whole
-            images on a CPU are always exact, and so are answers that float32's range does not
-            hold the way to.
-
-    Returns:
-        x̂ with z's shape, type and device, differentiable in z and in the matrices of dense Q and R
-        (in reverse mode, not by ``torch.func``).
-
-    Raises:
-        ValueError: If the budget is too small for a single pair of images.
+        problem: What is asked.
+        largest: The largest absolute value of the noisy images; None if it is not known.
     """
-    if precision != "exact" and not float32_holds(z, sigma, queries):
-        precision = "exact"
-    problem = _problem(queries, responses, source, sigma, budget, precision)
-    largest = z.detach().abs().max().item() if isinstance(problem.queries, Box) else None
-    try:
-        return _run(problem, z, _choose(problem, len(z), z, largest))
-    except TooLittleSharedMemoryError:  # which the next choice knows of
-        return _run(problem, z, _choose(problem, len(z), z, largest))
-
-
-def backend(path: str, problem: Problem) -> Backend | Cuda:
-    """The backend of this name. The compiled ones are not imported before they are needed."""
-    if path in ("squares", "whole image"):
-        from fpmc.engine.cpu import squares, whole_image
-
-        return (squares.Squares if path == "squares" else whole_image.WholeImage)(problem)
-    return {"cuda": Cuda, "streaming": Streaming}[path](problem)
-
-
-def _run(problem: Problem, z: Tensor, chosen: Plan) -> Tensor:
-    forward = backend(chosen.path, problem)
-    back = forward if chosen.back == chosen.path else backend(chosen.back, problem)
-    return differentiable(z, *problem.operators, forward.answer, back.vjp)
-
-
-def _problem(queries, responses, *others) -> Problem:
-    """The problem; a square that is as large as the image is the whole image."""
-    simplest = (
-        Ones(op.shape) if isinstance(op, Box) and op.k == 1 else op for op in (queries, responses)
+    queries, responses = (
+        Ones(op.shape) if isinstance(op, Box) and op.k == 1 else op for op in problem.operators
     )
-    return Problem(*simplest, *others)
+    exact = problem.exact or not (largest is None or float32_holds(problem, largest))
+    precision = "exact" if exact else problem.precision
+    return replace(problem, queries=queries, responses=responses, precision=precision)
 
 
 class _Choice(NamedTuple):
@@ -213,7 +169,7 @@ class _Choice(NamedTuple):
     back: str = "streaming"
 
 
-def _choose(problem: Problem, batch: int, like: Tensor, largest: float | None) -> Plan:
+def choose(problem: Problem, batch: int, like: Tensor, largest: float | None) -> Plan:
     """The first path that is for these operators, if it fits; streaming otherwise.
 
     Args:
@@ -295,13 +251,13 @@ def _streaming(problem: Problem, batch: int, like: Tensor, reason: str) -> _Choi
     """What the streaming engine will do with a batch of noisy images like this one."""
     path, types = Streaming(problem), dtypes(like, exact=problem.exact)
     size, ready = path.size(batch, like, back=False), path.ready(like, types)
-    queries, responses = ready
+    queries, responses = ready.operators
     if isinstance(queries, Windowed):
         part = queries.size / (queries.k * math.prod(queries.shape))
         reason += f" on windows, {100 * part:.0f} % of the matrix"
     if size.kept:
         reason += "; Q is applied once, and what it gives is kept"
-    cost = roofline.streaming(problem, ready, types, batch, size)
+    cost = roofline.streaming(ready, types, batch, size)
     reason = f"{reason}; {_passes(responses)}"
     return _Choice(reason, size.b, size.n, torch.get_num_threads(), problem.budget, cost)
 

@@ -2,9 +2,7 @@
 
 import math
 
-from torch import Tensor
-
-from fpmc.operators import Operator
+from fpmc.engine.problem import Problem
 
 __all__ = ["PRECISIONS", "as_precision", "float32_holds", "tolerance"]
 
@@ -33,8 +31,14 @@ def tolerance(sigma: float) -> float:
     return 1e-5 if sigma >= 0.02 else 1e-3
 
 
-def float32_holds(z: Tensor, sigma: float, queries: Operator) -> bool:
-    """Whether float32's range surely holds what lies between z and the answer."""
-    largest = (z.detach().abs().max().item() + 1) / min(sigma, 1.0)
-    weighted = math.prod(z.shape[1:]) * queries.coverage().max().item() * largest**2
+def float32_holds(problem: Problem, largest: float) -> bool:
+    """Whether float32's range surely holds what lies between z and the answer.
+
+    Args:
+        problem: What is asked.
+        largest: The largest absolute value of z's pixels.
+    """
+    sigma, d = problem.sigma, math.prod(problem.source.shape)
+    ratio = (largest + 1) / min(sigma, 1.0)
+    weighted = d * problem.queries.coverage().max().item() * ratio**2
     return 1 / SQUARABLE <= sigma <= SQUARABLE and weighted <= SQUARABLE**2

@@ -100,19 +100,16 @@ def cuda(problem: Problem, batch: int, b: int, *, kept: bool) -> Cost:
     )
 
 
-def streaming(
-    problem: Problem, ready: tuple[Operator, Operator], types: Dtypes, batch: int, size: Tile
-) -> Cost:
+def streaming(problem: Problem, types: Dtypes, batch: int, size: Tile) -> Cost:
     """Of the streaming engine.
 
     Args:
-        problem: What is asked.
-        ready: Q and R as they are multiplied with: on windows, where they are.
+        problem: What is asked, Q and R as they are multiplied with: on windows, where they are.
         types: The types of log-weights and of weights.
         batch: Number of noisy images.
         size: How much of them, and of the source, at a time.
     """
-    (queries, responses), source = ready, problem.source
+    (queries, responses), source = problem.operators, problem.source
     d, passes, pairs = math.prod(source.shape), _passes(responses), len(source) * batch
     applied = 1 if size.kept else passes
     differences = 0 if isinstance(queries, Ones) else 3 * d

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.engine.problem import log_weights
+from fpmc.engine.problem import Problem, log_weights
 from fpmc.operators import Ones, Operator
 from fpmc.source import Source
 
@@ -52,12 +52,7 @@ def dtypes(z: Tensor, *, exact: bool = True) -> Dtypes:
 
 
 def tiles(
-    z_t: Float[Tensor, "c h w b"],
-    sigma: float,
-    queries: Operator,
-    source: Source,
-    n: int,
-    dtype: torch.dtype = torch.float64,
+    z_t: Float[Tensor, "c h w b"], problem: Problem, n: int, dtype: torch.dtype = torch.float64
 ) -> Iterator[tuple[Float[Tensor, "c h w n"], Float[Tensor, "k b n"]]]:
     r"""For each tile of the source, its images x and the log-weights ℓ.
 
@@ -67,12 +62,11 @@ def tiles(
 
     Args:
         z_t: Noisy images, pixels first, float64.
-        sigma: Their noise level.
-        queries: Q, ready to act on arrays of the type.
-        source: S.
+        problem: What is asked, Q ready to act on arrays of the type.
         n: Source images of a tile.
         dtype: Type of x and ℓ.
     """
+    queries, source, sigma = problem.queries, problem.source, problem.sigma
     if isinstance(queries, Ones):
         dtype = torch.float64  # its expanded distance needs the digits, and takes one product
     z_t = z_t.to(dtype)

@@ -12,6 +12,8 @@ cancels leaves an error in ℓ below :math:`2 D \varepsilon (\|z\|^2 + \|x\|^2) 
 5e-4 for 32 × 32 colour images with values in [-1, 1] and the unit roundoff ε = 1.1e-16.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,7 +25,7 @@ from fpmc.engine.streaming.forward import forward
 from fpmc.engine.streaming.sizes import Tile, tile
 from fpmc.engine.streaming.vjp import backward
 from fpmc.modes import without_autograd
-from fpmc.operators import Dense, Operator
+from fpmc.operators import Dense
 
 __all__ = ["Streaming"]
 
@@ -58,13 +60,12 @@ class Streaming:
     @without_autograd
     def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         types = dtypes(z, exact=self.problem.exact)
-        size, operators = self.size(len(z), z, back=False), self.ready(z, types)
+        size, problem = self.size(len(z), z, back=False), self.ready(z, types)
         x_hat = torch.empty_like(z)
         for start in range(0, len(z), size.b):
             part = slice(start, start + size.b)
-            z_t = pixels_first(z[part])
-            arguments = (self.problem.sigma, *operators, self.problem.source, size, types)
-            x_hat[part] = forward(z_t, *arguments)[0].movedim(-1, 0)
+            total, _ = forward(pixels_first(z[part]), problem, size, types)
+            x_hat[part] = total.movedim(-1, 0)
         return x_hat
 
     @without_autograd
@@ -77,17 +78,18 @@ class Streaming:
         to_r: Tensor | None = None,
     ) -> Float[Tensor, "b c h w"]:
         types = dtypes(z)
-        size, operators = self.size(len(z), z, back=True), self.ready(z, types)
+        size, problem = self.size(len(z), z, back=True), self.ready(z, types)
         to_z = torch.empty_like(z)
         for start in range(0, len(z), size.b):
             part = slice(start, start + size.b)
             arrays = [pixels_first(a[part]) for a in (z, gradient, x_hat)]
-            arguments = (self.problem.sigma, *operators, self.problem.source, size, types)
-            to_z[part] = backward(*arrays, to_q, to_r, *arguments).movedim(-1, 0)
+            to_z[part] = backward(*arrays, to_q, to_r, problem, size, types).movedim(-1, 0)
         return to_z
 
-    def ready(self, z: Tensor, types: Dtypes) -> tuple[Operator, Operator]:
-        """Q and R, ready to act on these types where z lies."""
-        like, (queries, responses) = z.new_empty(0), self.problem.operators
-        to_ell, to_weights = like.to(types.log_weights), like.to(types.weights)
-        return sparsity.ready(queries, to_ell), sparsity.ready(responses, to_weights)
+    def ready(self, z: Tensor, types: Dtypes) -> Problem:
+        """The problem with Q and R ready to act on these types where z lies."""
+        queries, responses = (
+            sparsity.ready(op, z.new_empty(0, dtype=dtype))
+            for op, dtype in zip(self.problem.operators, types, strict=True)
+        )
+        return replace(self.problem, queries=queries, responses=responses)

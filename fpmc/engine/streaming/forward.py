@@ -11,38 +11,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.engine.problem import Problem
 from fpmc.engine.softmax import OnlineSoftmax, exp
 from fpmc.engine.streaming.arithmetic import Dtypes, coverage, mix
 from fpmc.engine.streaming.kept import Kept, significant
 from fpmc.engine.streaming.sizes import Tile
-from fpmc.operators import Operator
-from fpmc.source import Source
 
 __all__ = ["forward"]
 
 
 def forward(
-    z_t: Float[Tensor, "c h w b"],
-    sigma: float,
-    queries: Operator,
-    responses: Operator,
-    source: Source,
-    size: Tile,
-    types: Dtypes,
+    z_t: Float[Tensor, "c h w b"], problem: Problem, size: Tile, types: Dtypes
 ) -> tuple[Float[Tensor, "c h w b"], Float[Tensor, "k b"]]:
     """x̂ and the estimators' log-normalisers, float64.
 
     Args:
         z_t: Noisy images, pixels first, float64.
-        sigma: Their noise level.
-        queries: Q, ready to act on log-weights' type.
-        responses: R, ready to act on weights' type.
-        source: S.
+        problem: What is asked, Q and R ready to act on the types of log-weights and of weights.
         size: How much of the source at a time, and whether log-weights are kept.
         types: The types to compute in.
     """
-    softmax, total = OnlineSoftmax(), torch.zeros_like(z_t)
-    kept = Kept(z_t, sigma, queries, source, size, types)
+    softmax, total, responses = OnlineSoftmax(), torch.zeros_like(z_t), problem.responses
+    kept = Kept(z_t, problem, size, types)
     for i, (x, ell) in enumerate(kept.first()):
         t = softmax.take(ell, types.weights)
         if responses.partition:

@@ -6,11 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.engine.problem import Problem
 from fpmc.engine.softmax import CUTOFF
 from fpmc.engine.streaming.arithmetic import Dtypes, read, tiles
 from fpmc.engine.streaming.sizes import Tile
-from fpmc.operators import Operator
-from fpmc.source import Source
 
 __all__ = ["Kept", "significant"]
 
@@ -20,9 +19,7 @@ class Kept:
 
     Args:
         z_t: Noisy images, pixels first, float64.
-        sigma: Their noise level.
-        queries: Q, ready to act on log-weights' type.
-        source: S.
+        problem: What is asked, Q ready to act on log-weights' type.
         size: How much of the source at a time, and whether anything is kept.
         types: The types to compute in.
         slopes: Whether s is kept beside the log-weights.
@@ -31,26 +28,22 @@ class Kept:
     def __init__(
         self,
         z_t: Float[Tensor, "c h w b"],
-        sigma: float,
-        queries: Operator,
-        source: Source,
+        problem: Problem,
         size: Tile,
         types: Dtypes,
         *,
         slopes: bool = False,
     ):
-        self.z_t, self.sigma, self.queries, self.source = z_t, sigma, queries, source
-        self.size, self.types = size, types
+        self.z_t, self.problem, self.size, self.types = z_t, problem, size, types
         if size.kept:
-            shape = (-(-len(source) // size.n), queries.k, z_t.shape[-1])
+            shape = (-(-len(problem.source) // size.n), problem.queries.k, z_t.shape[-1])
             self.peaks = z_t.new_empty(shape)
             self.t = z_t.new_empty(*shape, size.n, dtype=types.weights)
             self.s = torch.empty_like(self.t) if slopes else None
 
     def first(self) -> Iterator[tuple[Tensor, Float[Tensor, "k b n"]]]:
         """Images and log-weights of every tile."""
-        dtype = self.types.log_weights
-        return tiles(self.z_t, self.sigma, self.queries, self.source, self.size.n, dtype)
+        return tiles(self.z_t, self.problem, self.size.n, self.types.log_weights)
 
     def put(self, i: int, peak: Tensor, t: Tensor, s: Tensor | None = None) -> None:
         """Keep log-weights less their running maximum, and s, of the i-th tile."""
@@ -69,9 +62,9 @@ class Kept:
             for x, ell in self.first():
                 yield x, ell.sub_(norm).to(self.types.weights), None
             return
-        like, n = self.z_t.to(self.types.log_weights), self.size.n
+        like, source, n = self.z_t.to(self.types.log_weights), self.problem.source, self.size.n
         for i, (peak, t) in enumerate(zip(self.peaks, self.t, strict=True)):
-            x = read(self.source, slice(i * n, min((i + 1) * n, len(self.source))), like)
+            x = read(source, slice(i * n, min((i + 1) * n, len(source))), like)
             t = t[..., : x.shape[-1]].add_((peak - log_norm).to(t).unsqueeze(-1))
             yield x, t, None if self.s is None else self.s[i, ..., : x.shape[-1]]
 

@@ -1,16 +1,19 @@
 """What filtered posteriors are, beside their mean: weights, means, effective numbers, modes."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fpmc.engine.problem import Problem
 from fpmc.engine.softmax import OnlineSoftmax
 from fpmc.engine.sparsity import ready
 from fpmc.engine.streaming.arithmetic import FLOAT64, pixels_first, tiles
+from fpmc.engine.streaming.backend import Streaming
 from fpmc.engine.streaming.forward import forward
-from fpmc.engine.streaming.sizes import tile
+from fpmc.engine.streaming.sizes import Tile, tile
 from fpmc.modes import without_autograd
 from fpmc.operators import Ones, Operator
 from fpmc.source import Source
@@ -25,16 +28,10 @@ __all__ = [
 
 
 @without_autograd
-def posterior_weights(
-    z: Float[Tensor, "b c h w"],
-    sigma: float,
-    queries: Operator,
-    source: Source,
-    budget: int | None = None,
-) -> Float[Tensor, "b k n"]:
-    """The filtered posteriors w of (9), all of them. Arguments as in :class:`fpmc.FPMC`'s call."""
-    result = z.new_empty(len(z), queries.k, len(source))
-    for part, walk in _parts(z, sigma, queries, source, budget):
+def posterior_weights(z: Float[Tensor, "b c h w"], problem: Problem) -> Float[Tensor, "b k n"]:
+    """The filtered posteriors w of (9), all of them."""
+    result = z.new_empty(len(z), problem.queries.k, len(problem.source))
+    for part, walk in _parts(z, problem):
         log_norm = _log_norm(walk()).unsqueeze(-1)
         start = 0
         for x, ell in walk():
@@ -45,39 +42,28 @@ def posterior_weights(
 
 
 @without_autograd
-def posterior_means(
-    z: Float[Tensor, "b c h w"],
-    sigma: float,
-    queries: Operator,
-    source: Source,
-    budget: int | None = None,
-) -> Float[Tensor, "b k c h w"]:
+def posterior_means(z: Float[Tensor, "b c h w"], problem: Problem) -> Float[Tensor, "b k c h w"]:
     """The filtered posterior means of (7), one whole image per estimator, before R mixes them."""
-    result = z.new_empty(len(z), queries.k, *source.shape)
-    for part, walk in _parts(z, sigma, queries, source, budget, whole_images=True):
+    k, shape = problem.queries.k, problem.source.shape
+    result = z.new_empty(len(z), k, *shape)
+    for part, walk in _parts(z, problem, whole_images=True):
         log_norm = _log_norm(walk()).unsqueeze(-1)
         total = 0
         for x, ell in walk():
             weights = ell.sub_(log_norm).exp_().flatten(0, 1)  # (k·b, n)
             total += weights @ x.flatten(0, 2).T
-        result[part] = total.view(queries.k, -1, *source.shape).movedim(1, 0)
+        result[part] = total.view(k, -1, *shape).movedim(1, 0)
     return result
 
 
 @without_autograd
-def effective_number(
-    z: Float[Tensor, "b c h w"],
-    sigma: float,
-    queries: Operator,
-    source: Source,
-    budget: int | None = None,
-) -> Float[Tensor, "b k"]:
+def effective_number(z: Float[Tensor, "b c h w"], problem: Problem) -> Float[Tensor, "b k"]:
     r"""How many images a posterior spreads over: :math:`1 / \sum_n w_{kn}^2`, from 1 to N.
 
     At least float32.
     """
-    result = z.new_empty(len(z), queries.k, dtype=_at_least_float32(z))
-    for part, walk in _parts(z, sigma, queries, source, budget):
+    result = z.new_empty(len(z), problem.queries.k, dtype=_at_least_float32(z))
+    for part, walk in _parts(z, problem):
         log_norm = _log_norm(walk()).unsqueeze(-1)
         squares = sum(ell.sub_(log_norm).mul_(2).exp_().sum(-1) for _, ell in walk())
         result[part] = (1 / squares).T
@@ -96,7 +82,8 @@ def nearest(
     """
     distances = z.new_empty(len(z), queries.k, dtype=_at_least_float32(z))
     positions = torch.empty(len(z), queries.k, dtype=torch.long, device=z.device)
-    for part, walk in _parts(z, 2**-0.5, queries, source.unweighted(), budget):
+    problem = Problem(queries, queries, source.unweighted(), 2**-0.5, budget)  # ℓ = −Q δ
+    for part, walk in _parts(z, problem):
         best, position, start = None, None, 0
         for x, ell in walk():
             value, index = ell.max(-1)
@@ -115,27 +102,22 @@ def nearest(
 
 @without_autograd
 def mean_and_evidence(
-    z: Float[Tensor, "b c h w"],
-    sigma: float,
-    queries: Operator,
-    responses: Operator,
-    source: Source,
-    budget: int | None = None,
-    held: int = 0,
+    z: Float[Tensor, "b c h w"], problem: Problem, held: int = 0
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
     r"""The answer, and each estimator's log-evidence :math:`\log\sum_n \exp\ell_{kn}`, in float64.
 
-    Arguments as in :class:`fpmc.FPMC`'s call, and ``held``, the bytes of the budget that the
-    caller's own arrays take.
+    Args:
+        z: Noisy images, shape (b, c, h, w).
+        problem: What is asked.
+        held: Bytes of the budget that the caller's own arrays take.
     """
-    operators = (queries, responses)
-    size = tile(len(z), len(source), source.shape, operators, budget, z.device, held=held)
+    size = _size(z, problem, problem.operators, held=held)
     answer = torch.empty_like(z, dtype=torch.float64)
-    evidence = answer.new_empty(len(z), queries.k)
-    q, r = (ready(op, answer) for op in operators)
+    evidence = answer.new_empty(len(z), problem.queries.k)
+    problem = Streaming(problem).ready(answer, FLOAT64)
     for start in range(0, len(z), size.b):
         part = slice(start, start + size.b)
-        total, log_norm = forward(pixels_first(z[part]), sigma, q, r, source, size, FLOAT64)
+        total, log_norm = forward(pixels_first(z[part]), problem, size, FLOAT64)
         answer[part], evidence[part] = total.movedim(-1, 0), log_norm.T
     return answer, evidence
 
@@ -153,12 +135,17 @@ def _at_least_float32(z: Tensor) -> torch.dtype:
     return torch.promote_types(z.dtype, torch.float32)
 
 
-def _parts(z, sigma, queries, source, budget, *, whole_images=False):
+def _parts(z, problem, *, whole_images=False):
     """The batch in parts that fit the budget, each with a function that runs over its tiles."""
-    size = tile(
-        len(z), len(source), source.shape, (queries,), budget, z.device, whole_images=whole_images
-    )
-    queries = ready(queries, z.new_empty(0, dtype=torch.float64))
+    size = _size(z, problem, (problem.queries,), whole_images=whole_images)
+    problem = replace(problem, queries=ready(problem.queries, z.new_empty(0, dtype=torch.float64)))
     for start in range(0, len(z), size.b):
         part = slice(start, start + size.b)
-        yield part, partial(tiles, pixels_first(z[part]), sigma, queries, source, size.n)
+        yield part, partial(tiles, pixels_first(z[part]), problem, size.n)
+
+
+def _size(z, problem, operators, **options) -> Tile:
+    """How much at a time, of what applies these operators."""
+    source = problem.source
+    arguments = (len(z), len(source), source.shape, operators, problem.budget, z.device)
+    return tile(*arguments, **options)

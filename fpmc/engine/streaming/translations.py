@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.memory import CACHE_FRIENDLY, FLOAT64, resolve, too_small
-from fpmc.engine.problem import log_weights
+from fpmc.engine.problem import Problem, log_weights
 from fpmc.engine.softmax import OnlineSoftmax
 from fpmc.engine.streaming.posterior import mean_and_evidence
 from fpmc.modes import without_autograd
@@ -144,17 +144,16 @@ def denoise_cyclic(
         ValueError: If the budget is too small for one translation against one source image.
     """
     h, w = z.shape[2:]
-    everything, answer, budget = Ones((h, w)), torch.empty_like(z), resolve(budget)
+    everything, answer = Ones((h, w)), torch.empty_like(z)
+    problem = Problem(everything, everything, source, sigma, budget)
     per_z = (4 * w + 4) * z[0].numel() * FLOAT64  # its translations, and their answers
-    b = max(1, min(len(z), budget // 2 // per_z))
+    b = max(1, min(len(z), problem.budget // 2 // per_z))
     for start in range(0, len(z), b):
         part = z[start : start + b].double()
         softmax = OnlineSoftmax()
         for down in range(h):
             back = torch.cat([part.roll((-down, -right), (2, 3)) for right in range(w)])
-            means, evidence = mean_and_evidence(
-                back, sigma, everything, everything, source, budget, held=b * per_z
-            )
+            means, evidence = mean_and_evidence(back, problem, held=b * per_z)
             means = [x.roll((down, right), (2, 3)) for right, x in enumerate(means.chunk(w))]
             weights = softmax.weigh(softmax.take(evidence.view(w, -1).T.contiguous()))
             softmax.add(torch.einsum("bm,bmd->bd", weights, torch.stack(means, 1).flatten(2)))

@@ -8,20 +8,20 @@ drops out of the difference in its own gradient
 subtracted from the x_n, there and in s. The answer x̂ is the one that keeps digits.
 
 Q's gradient is :math:`-\frac{1}{2\sigma^2} \sum_n \partial\ell_{kn} \delta_{np}`. What R gains from
-its numerator alone is :math:`\sum_n w_{kn} (\tilde g \odot x_n)_p`; with x_n − x̂ for x_n the
-quotient's share is in it.
+its numerator alone is :math:`\sum_n w_{kn} (\tilde g \odot x_n)_p`; with x_n − x̂ in the place of
+x_n it is all of its gradient, as its denominator takes off as much of x̂.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.engine.problem import Problem
 from fpmc.engine.softmax import OnlineSoftmax, exp
 from fpmc.engine.streaming.arithmetic import Dtypes, coverage, differences
 from fpmc.engine.streaming.kept import Kept, significant
 from fpmc.engine.streaming.sizes import Tile
 from fpmc.operators import Ones, Operator
-from fpmc.source import Source
 
 __all__ = ["backward"]
 
@@ -32,10 +32,7 @@ def backward(
     x_hat: Float[Tensor, "c h w b"],
     to_q: Tensor | None,
     to_r: Tensor | None,
-    sigma: float,
-    queries: Operator,
-    responses: Operator,
-    source: Source,
+    problem: Problem,
     size: Tile,
     types: Dtypes,
 ) -> Float[Tensor, "c h w b"]:
@@ -47,15 +44,13 @@ def backward(
         x_hat: The answer.
         to_q: Where Q's gradient is added, float64, if it is wanted.
         to_r: Where R's is.
-        sigma: The noise level.
-        queries: Q, ready to act on log-weights' type.
-        responses: R, ready to act on weights' type.
-        source: S.
+        problem: What is asked, Q and R ready to act on the types of log-weights and of weights.
         size: How much of the source at a time, and whether log-weights and s are kept.
         types: The types to compute in.
     """
+    (queries, responses), sigma = problem.operators, problem.sigma
     scaled = gradient / coverage(responses, z_t)
-    kept = Kept(z_t, sigma, queries, source, size, types, slopes=True)
+    kept = Kept(z_t, problem, size, types, slopes=True)
     log_norm, average = _average_slopes(kept, scaled, x_hat, responses)
     spread_q, to_z = queries.to(z_t.to(types.weights)), torch.zeros_like(z_t)
     for x, t, s in kept.again(log_norm):
