@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fpmc.engine.cpu import squares_kernels, squares_vjp
 from fpmc.engine.cpu.compiled import LANES, readable
-from fpmc.engine.cpu.squares_kernels import Buffers, Query, Spread
+from fpmc.engine.cpu.running_sums import Buffers, Query, Spread
 from fpmc.engine.cpu.squares_vjp import Slopes
 from fpmc.engine.cpu.threads import Fit, Need, fit, in_parts, ranges, side_by_side
 from fpmc.engine.memory import FLOAT32, FLOAT64

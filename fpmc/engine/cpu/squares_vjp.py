@@ -5,7 +5,7 @@ Beside the distances, a second pair of running sums makes
 the identity it is made where there is weight. A first pass finds the mean of s under each
 estimator's posterior, which for the identity is known from the answer; a second one spreads
 :math:`w (s - \bar s)` over the squares of the queries. Names and shapes as in
-:mod:`fpmc.engine.cpu.squares_kernels`.
+:mod:`fpmc.engine.cpu.running_sums`.
 """
 
 from typing import NamedTuple
@@ -13,16 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fpmc.engine.cpu.compiled import LANES, compiled, larger
-from fpmc.engine.cpu.squares_kernels import (
-    ZERO,
-    clear,
-    enter,
-    enter_weights,
-    load,
-    slide,
-    start,
-    weigh,
-)
+from fpmc.engine.cpu.running_sums import ZERO, clear, enter, enter_weights, load, slide, start
+from fpmc.engine.cpu.squares_kernels import weigh
 
 __all__ = ["Slopes", "averages", "vjp"]
 

@@ -1,0 +1,205 @@
+r"""Running sums over squares, a row at a time, for LANES source images side by side.
+
+Two sums make the distance of a square from that of its neighbour, whatever its side: along columns,
+a row of δ enters and the row p places above leaves, which a ring of p rows remembers; along rows, a
+column sum enters and the one p places to the left leaves. The transpose, from the estimators'
+weights back to pixels, is the same the other way round.
+
+Arrays end with an axis of LANES source images; sums are float64, but float32 of weights.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fpmc.engine.cpu.compiled import LANES, compiled
+
+__all__ = [
+    "ZERO", "Buffers", "Query", "Spread", "clear", "enter", "enter_weights", "load", "slide",
+    "start",
+]  # fmt: skip
+
+ZERO = np.float32(0)
+FAR = 1e300
+
+
+class Query(NamedTuple):
+    """What an estimator asks of a source image.
+
+    Attributes:
+        z: The noisy images, in the source's own units, float64, shape (b, c, h, w).
+        log_weights: log S(x_n), float64, shape (N,), or (0,) if all are equal.
+        scale: −1 / 2σ², in the source's units.
+        before: Pixels of a square above and left of its centre, if it is clipped at the border;
+            0 if its centre is called after its first pixel.
+    """
+
+    z: np.ndarray
+    log_weights: np.ndarray
+    scale: float
+    before: int
+
+
+class Buffers(NamedTuple):
+    """Buffers of one thread.
+
+    Attributes:
+        tile: LANES source images as they are stored, shape (c, h, w, LANES).
+        ring: The last p rows of δ, shape (p, w, LANES).
+        column: Their sums, shape (w, LANES).
+        totals: The distances of a row of squares, shape (grid_w, LANES).
+        weights: Their log-weights, then their weights, float32, shape (grid_w, LANES).
+    """
+
+    tile: np.ndarray
+    ring: np.ndarray
+    column: np.ndarray
+    totals: np.ndarray
+    weights: np.ndarray
+
+
+class Spread(NamedTuple):
+    """Buffers of one thread for the transpose, float32.
+
+    Attributes:
+        ring: The last p rows of weights summed along rows, shape (p, w, LANES).
+        column: Their sums, shape (w, LANES).
+        totals: A row of weights summed along it, shape (w, LANES).
+    """
+
+    ring: np.ndarray
+    column: np.ndarray
+    totals: np.ndarray
+
+
+@compiled
+def load(x, first, tile):
+    """Copy images into lanes; lanes beyond the last image keep what they had."""
+    c, h, w, _ = tile.shape
+    for channel in range(c):
+        for i in range(h):
+            for n in range(min(LANES, len(x) - first)):
+                for j in range(w):
+                    tile[channel, i, j, n] = x[first + n, channel, i, j]
+
+
+@compiled
+def clear(ring, column):
+    """No rows have entered yet."""
+    ring[:] = 0
+    column[:] = 0
+
+
+@compiled
+def enter(z, row, buffers):
+    """A row of δ enters the sums along columns, and the one p rows above leaves.
+
+    Below the image the rows are zeros.
+    """
+    tile, ring, column = buffers.tile, buffers.ring, buffers.column
+    c, h, w, _ = tile.shape
+    slot = row % len(ring)
+    if row < h and c == 3:
+        for j in range(w):
+            red, green, blue = z[0, row, j], z[1, row, j], z[2, row, j]
+            for n in range(LANES):
+                d_red = red - tile[0, row, j, n]
+                d_green = green - tile[1, row, j, n]
+                d_blue = blue - tile[2, row, j, n]
+                delta = d_red * d_red + d_green * d_green + d_blue * d_blue
+                column[j, n] += delta - ring[slot, j, n]
+                ring[slot, j, n] = delta
+        return
+    for j in range(w):
+        for n in range(LANES):
+            column[j, n] -= ring[slot, j, n]
+            ring[slot, j, n] = 0.0
+        if row < h:
+            for channel in range(c):
+                value = z[channel, row, j]
+                for n in range(LANES):
+                    d = value - tile[channel, row, j, n]
+                    ring[slot, j, n] += d * d
+            for n in range(LANES):
+                column[j, n] += ring[slot, j, n]
+
+
+@compiled
+def start(first, size, query, totals):
+    """What a row's distances start from: the source's weights.
+
+    Images that were left out, and lanes without one, are far.
+    """
+    count = min(LANES, size - first)
+    for n in range(count):
+        totals[0, n] = 0.0
+    if len(query.log_weights):
+        for n in range(count):
+            totals[0, n] = min(query.log_weights[first + n] / query.scale, FAR)
+    for n in range(count, LANES):
+        totals[0, n] = FAR
+
+
+@compiled
+def slide(column, p, ahead, totals):
+    """Sums over p neighbouring columns, j − p + 1 to j = k + ahead; the first is added to.
+
+    Lanes of neighbours lie side by side, so that one loop runs through those of all k: what it adds
+    to is LANES back. At first columns enter only, then they also leave, at last they only leave.
+    """
+    size, last = len(column), len(totals) - 1
+    sums, values = totals.reshape(-1), column.reshape(-1)
+    for j in range(min(ahead + 1, size)):
+        _add_lanes(sums[:LANES], values[j * LANES :])
+    begin = min(last, max(0, min(p, size) - ahead - 1)) * LANES
+    end = min(last, max(0, max(p, size) - ahead - 1)) * LANES
+    entering, leaving = (ahead + 1) * LANES, (ahead + 1 - p) * LANES
+    _step(sums[: begin + LANES], values[entering:], values[:0])
+    if p < size:
+        _step(sums[begin : end + LANES], values[begin + entering :], values[begin + leaving :])
+    else:
+        _step(sums[begin : end + LANES], values[:0], values[:0])
+    _step(sums[end:], values[:0], values[end + leaving :])
+
+
+@compiled
+def _add_lanes(sums, values):
+    for n in range(len(sums)):
+        sums[n] += values[n]
+
+
+@compiled
+def _step(sums, entering, leaving):
+    """Each LANES sums are those before, with what enters and without what leaves, if anything."""
+    steps = len(sums) - LANES
+    if len(entering) and len(leaving):
+        for n in range(steps):
+            sums[n + LANES] = sums[n] + (entering[n] - leaving[n])
+    elif len(entering):
+        for n in range(steps):
+            sums[n + LANES] = sums[n] + entering[n]
+    elif len(leaving):
+        for n in range(steps):
+            sums[n + LANES] = sums[n] - leaving[n]
+    else:
+        for n in range(steps):
+            sums[n + LANES] = sums[n]
+
+
+@compiled
+def enter_weights(inside, row, before, weights, spread):
+    """A row of weights enters the transpose's sums along columns, and one leaves.
+
+    Below the grid of squares the rows are zeros.
+    """
+    ring, column, totals = spread.ring, spread.column, spread.totals
+    totals[0] = ZERO
+    if inside:
+        slide(weights, len(ring), before, totals)
+    else:
+        totals[:] = ZERO
+    oldest = ring[row % len(ring)].reshape(-1)
+    sums, entering = column.reshape(-1), totals.reshape(-1)
+    for n in range(len(sums)):
+        sums[n] += entering[n] - oldest[n]
+        oldest[n] = entering[n]
