@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fpmc.checks import as_whole_number
-from fpmc.engine.memory import DEFAULT_BUDGET
+from fpmc.engine.memory import resolve, too_small
 
 __all__ = ["Sums"]
 
@@ -65,15 +64,12 @@ class Sums:
 
     def _room(self, budget, dimensions: int) -> int:
         """Bytes that are left for the images."""
-        budget = DEFAULT_BUDGET if budget is None else as_whole_number(budget, "budget", 1)
+        budget = resolve(budget)
         (k, p), kept = self.r.shape, self.q_t.shape[0]
         tile = min(ROWS, self.n) * (3 * dimensions + 3 * (p + kept))
         least = FLOAT32 * (self.n * (3 * k + 3 * kept) + tile + 8 * k * (p + kept))
         if least > budget:
-            raise ValueError(
-                f"budget: got {budget:,} bytes, wanted at least {least:,} for {self.n:,} source "
-                f"images and {k} estimators"
-            )
+            raise too_small(budget, least, f"{self.n:,} source images and {k} estimators")
         return (budget - least) // 2
 
     def _left_out(self, without) -> Int[Tensor, " m"] | None:
