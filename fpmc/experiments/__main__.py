@@ -1,6 +1,6 @@
 """Compute the tables of the comparison of all methods with a network, in stages that resume.
 
-    python -m fpmc.experiments --data photos
+    python -m fpmc.experiments --data photos --out runs/photos
     python -m fpmc.experiments --data cifar10 --device cuda --stage train --minutes 9
 
 Each stage fills a table of results/LABEL, a row per number, with everything that is needed to
