@@ -11,6 +11,7 @@ from fpmc.checks import as_device, as_positive, as_whole_number
 from fpmc.data import NAMES
 from fpmc.engine import as_precision
 from fpmc.experiments.provenance import ROOT
+from fpmc.finetuning.module import LEARN
 from fpmc.methods.registry import METHODS
 
 __all__ = ["COMPARED", "LARGE", "SMALL", "Options"]
@@ -127,6 +128,26 @@ class Options:
         None, "let torch.compile fuse the steps, which needs a compiler (default: on cuda)",
         group="training",
     )  # fmt: skip
+
+    learn: tuple[str, ...] = option(
+        (), "tune this alone: q, r or qr (again for others)", group="tuning", choices=LEARN
+    )
+    level: tuple[int, ...] = option(
+        (), "tune at this level alone, from 0, the highest (again for others)", group="tuning",
+        type=int,
+    )  # fmt: skip
+    tune_steps: int = option(
+        120, "steps of a tuning (default: 120)", group="tuning", type=int, least=1
+    )
+    tune_batch: int = option(
+        64, "images of a step (default: 64)", group="tuning", type=int, least=1
+    )
+    tune_rate: float = option(
+        0.05, "learning rate (default: 0.05)", group="tuning", type=float, positive=True
+    )
+    subset: int | None = option(
+        None, "source images drawn for each step (default: all)", group="tuning", type=int, least=1
+    )
 
     benchmark: tuple[str, ...] = option(
         (),
