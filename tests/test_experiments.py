@@ -319,6 +319,37 @@ def folder_of_images(root, n_train=40, n_test=10):
     return root / "tiny-train"
 
 
+def test_tuning_gains_on_forward_and_reverse_z_and_goes_on_where_it_stopped(job):
+    """Rows of the error before and after, of images that chose nothing."""
+    job = replace(
+        job, method=("pspc_square",), learn=("q",), points=20, tune_steps=4, runs=job.out / "runs"
+    )
+    run(job, "tuning")
+    table = results.read(job.out.name, "tuning", job.out.parent)
+    assert [(row["z"], row["sigma"]) for row in table] == [
+        (z, sigma) for sigma in LEVELS for z in ("forward", "reverse")
+    ]
+    for row in table:
+        assert row["learn"] == "q" and row["n"] == row["validation_n"] == 20
+        apart = row["given"] - row["mse"]
+        assert math.isclose(row["gain"], apart, rel_tol=1e-3, abs_tol=1e-5 * row["given"])
+        assert row["validation"] <= row["validation_given"]
+    before = (job.out / "tuning.csv").read_bytes()
+    run(job, "tuning")
+    assert (job.out / "tuning.csv").read_bytes() == before
+    with pytest.raises(ValueError, match="tuning = 4 steps of 64, rate 0.05, wanted 5 steps"):
+        run(replace(job, tune_steps=5), "tuning")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"level": (2,)}, "--level: got 2"), ({"method": ("ls",)}, "method: got 'ls'")],
+)
+def test_tuning_names_what_it_cannot_tune(job, changes, told):
+    with pytest.raises(ValueError, match=told):
+        run(replace(job, **changes), "tuning")
+
+
 def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_path, monkeypatch):
     """On a machine without what only other data or CPUs need."""
     out = tmp_path / "tiny-jpeg"
@@ -348,8 +379,9 @@ def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_pat
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     files = {path: path.read_bytes() for path in out.rglob("[!.]*") if path.is_file()}
+    tables = [name for name in results.TABLES if name != "tuning"]  # which runs where it is named
     assert {str(path.relative_to(out)) for path in files} == {
-        *(f"{name}.csv" for name in results.TABLES),
+        *(f"{name}.csv" for name in tables),
         *("each.npz", "engine/speed.csv", "samples.npz", "schedule.csv"),
         *(f"networks/{name}" for name in ("ddpmpp.safetensors", "ddpmpp.npz")),
         "networks/ncsnpp.safetensors",
@@ -366,7 +398,7 @@ def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_pat
     asked = f"--data {tmp_path / 'tiny-train'} --label tiny-jpeg --n 40 --device cpu "
     asked += "--budget 107374182\n"
     assert files[out / "engine" / "speed.csv"].decode() == asked
-    for name in results.TABLES:
+    for name in tables:
         table = results.read("tiny-jpeg", name, tmp_path)
         assert {row["data"] for row in table} == {"tiny-jpeg"}
         assert {row["n_source"] for row in table} <= {40, 10}
