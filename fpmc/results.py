@@ -41,7 +41,7 @@ SETTINGS = "settings"
 """What stands beside the measures, and is no method: what decided the samples, as JSON."""
 TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command", "trained_on")
 TEXT += ("device", "precision", "version", "torch", "code", "date", "network_hash", "data_hash")
-TEXT += ("schedule_hash", "maps_hash")
+TEXT += ("schedule_hash", "maps_hash", "arguments")
 
 
 def stored(root: str | os.PathLike | None = None) -> list[tuple[str, str]]:
