@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fpmc import networks
+from fpmc import networks, sensitivity, storage
 from fpmc.networks.packing import pack, unpack
 
 TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "dropout": 0.0}
@@ -353,6 +353,24 @@ class TestFiles:
     def test_what_is_not_there_is_an_error(self, network, error, message):
         with pytest.raises(error, match=message):
             networks.load(network)
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_of_what_an_installed_package_lacks_the_error_says_where_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "results" / "cifar10-jpeg" / "networks" / "ddpmpp.safetensors"
+    with pytest.raises(FileNotFoundError, match="no such file$"):
+        networks.load(path)
+    monkeypatch.setattr(storage, "INSTALLED", tmp_path)
+    says = "left out of an installed package: .* in results/cifar10-jpeg/networks$"
+    for read, name in (
+        (networks.load, path),
+        (networks.card, path),
+        (sensitivity.load, path.with_suffix(".npz")),
+    ):
+        with pytest.raises(FileNotFoundError, match=says):
+            read(name)
+    with pytest.raises(FileNotFoundError, match="no such file$"):
+        networks.load(tmp_path / "mine.safetensors")
 
 
 class TestShipped:

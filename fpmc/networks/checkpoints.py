@@ -14,7 +14,7 @@ from torch import Tensor
 from fpmc.networks.architectures import build
 from fpmc.networks.packing import pack, unpack
 from fpmc.networks.preconditioning import SIGMA_DATA, Preconditioned
-from fpmc.storage import whole
+from fpmc.storage import missing, whole
 
 __all__ = ["read_card", "read_network", "save"]
 
@@ -126,7 +126,7 @@ def read_card(path: str | os.PathLike) -> dict[str, Any]:
 
 def _read(path: str | os.PathLike, tensors: bool) -> tuple[dict, dict]:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise missing(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
