@@ -358,7 +358,7 @@ class TestFiles:
 @pytest.mark.usefixtures("as_users_do")
 def test_of_what_an_installed_package_lacks_the_error_says_where_it_is(tmp_path, monkeypatch):
     path = tmp_path / "results" / "cifar10-jpeg" / "networks" / "ddpmpp.safetensors"
-    with pytest.raises(FileNotFoundError, match="no such file$"):
+    with pytest.raises(FileNotFoundError, match=r"no such file$"):
         networks.load(path)
     monkeypatch.setattr(storage, "INSTALLED", tmp_path)
     says = "left out of an installed package: .* in results/cifar10-jpeg/networks$"
@@ -369,7 +369,7 @@ def test_of_what_an_installed_package_lacks_the_error_says_where_it_is(tmp_path,
     ):
         with pytest.raises(FileNotFoundError, match=says):
             read(name)
-    with pytest.raises(FileNotFoundError, match="no such file$"):
+    with pytest.raises(FileNotFoundError, match=r"no such file$"):
         networks.load(tmp_path / "mine.safetensors")
 
 
