@@ -18,10 +18,12 @@ from fpmc.data.parts import Part
 from fpmc.data.photos import crops
 from fpmc.storage import home
 
-__all__ = ["NAMES", "Dataset", "load"]
+__all__ = ["EMBEDDED", "NAMES", "Dataset", "load"]
 
 NAMES = ("digits", "photos", "photos32", "fashion", "cifar10", "ffhq64", "afhqv2-64")
 """The datasets that :func:`load` knows by name."""
+EMBEDDED = ("digits", "photos", "photos32", "fashion")
+"""Those that come with the package, smaller than the data of the papers."""
 
 ARCHIVES = {"ffhq64": "ffhq-64x64.zip", "afhqv2-64": "afhqv2-64x64.zip"}
 SHAPES = {"cifar10": (3, 32, 32), "ffhq64": (3, 64, 64), "afhqv2-64": (3, 64, 64)}

@@ -21,9 +21,11 @@ __all__ = [
     "FOUND",
     "PUBLISHED",
     "ScheduledBox",
+    "columns",
     "found",
     "patch_schedule",
     "published",
+    "published_for",
     "threshold_schedule",
 ]
 
@@ -74,15 +76,26 @@ def _rows(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(table.read_text().splitlines()))
 
 
-def _columns(name: str) -> list[str]:
-    """The methods that a table has a schedule for."""
+def columns(name: str) -> list[str]:
+    """The methods that a published or found table has a schedule for.
+
+    Raises:
+        ValueError: If there is no such table.
+    """
+    if name not in SIDES:
+        raise ValueError(f"schedule: got {name!r}, wanted one of {', '.join(SIDES)}")
     return [column for column in _rows(name)[0] if column not in ("step", "sigma")]
 
 
+def published_for(data: str) -> str:
+    """The name of the published schedules for a dataset: its own, or else CIFAR-10's."""
+    return data if data in PUBLISHED else "cifar10"
+
+
 def _table(name: str, column: str) -> Mapping[float, float]:
-    columns = _columns(name)
-    if column not in columns:
-        raise ValueError(f"column: got {column!r}, wanted one of {', '.join(columns)} in {name}")
+    having = columns(name)
+    if column not in having:
+        raise ValueError(f"column: got {column!r}, wanted one of {', '.join(having)} in {name}")
     return MappingProxyType({float(row["sigma"]): float(row[column]) for row in _rows(name)})
 
 
@@ -168,7 +181,7 @@ def _schedule(
                 f"{name}: got {values!r}, wanted a number, a mapping from sigma to numbers, or one "
                 f"of {', '.join(SIDES)}"
             )
-        having = [schedule for schedule in SIDES if column in _columns(schedule)]
+        having = [schedule for schedule in SIDES if column in columns(schedule)]
         if values not in having:
             raise ValueError(
                 f"{name}: got {values!r}, a schedule without one for {column}, wanted one of "
