@@ -335,14 +335,15 @@ def test_tuning_gains_on_forward_and_reverse_z_and_goes_on_where_it_stopped(job)
         (z, sigma) for sigma in LEVELS for z in ("forward", "reverse")
     ]
     for row in table:
-        assert row["learn"] == "q" and row["n"] == row["validation_n"] == 20
+        assert row["learn"] == "q"
+        assert row["n"] == row["validation_n"] == 20
         apart = row["given"] - row["mse"]
         assert math.isclose(row["gain"], apart, rel_tol=1e-3, abs_tol=1e-5 * row["given"])
         assert row["validation"] <= row["validation_given"]
     before = (job.out / "tuning.csv").read_bytes()
     run(job, "tuning")
     assert (job.out / "tuning.csv").read_bytes() == before
-    with pytest.raises(ValueError, match="tuning = 4 steps of 64, rate 0.05, wanted 5 steps"):
+    with pytest.raises(ValueError, match=r"tuning = 4 steps of 64, rate 0[.]05, wanted 5 steps"):
         run(replace(job, tune_steps=5), "tuning")
 
 
