@@ -9,37 +9,13 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from fpmc.checks import as_images, as_whole_number, kind
+from fpmc.checks import as_device, as_images, as_whole_number, kind
+from fpmc.pixels import to_float, to_uint8
 
 __all__ = ["Source", "as_source", "to_float", "to_uint8"]
 
 CHANNELS = (1, 3, 4)
 """Numbers of channels that images are usually stored with."""
-
-
-def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Map pixel values 0 … 255 to [-1, 1]: u ↦ u / 127.5 − 1. Any shape; uint8 to ``dtype``.
-
-    Raises:
-        TypeError: If they are not a tensor of uint8.
-    """
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-        raise TypeError(f"images: got {kind(images)}, wanted a tensor of uint8 pixel values")
-    return images.to(dtype) / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Map [-1, 1] to the nearest pixel value 0 … 255, clamping what lies outside. Any shape.
-
-    Raises:
-        TypeError: If they are not a floating-point tensor.
-        ValueError: If they hold NaN.
-    """
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        raise TypeError(f"images: got {kind(images)}, wanted a floating-point tensor")
-    if images.isnan().any():
-        raise ValueError("images: got NaN, wanted numbers")
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 class Source:
@@ -192,6 +168,16 @@ class Source:
         if kept.max() == -torch.inf:
             raise ValueError("index: got every image that is left, wanted some to stay")
         return self._with_log_weights(kept - kept.logsumexp(0))
+
+    def to(self, device: str | torch.device) -> "Source":
+        """The same source, whose images lie on a device.
+
+        Raises:
+            ValueError: If there is no such device.
+        """
+        other = copy(self)
+        other.images = self.images.to(as_device(device))
+        return other
 
     def unweighted(self) -> "Source":
         """The same images, all with the same weight but those left out."""
