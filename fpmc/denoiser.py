@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import EXTREME, as_device, as_images, as_noise_levels, kind
+from fpmc.forks import refuse_to_hang
 from fpmc.modes import opaque, refuse_transforms
 
 __all__ = ["DropIn", "grouped", "question"]
@@ -39,12 +40,14 @@ def question(
         TypeError: If z is not a floating-point tensor, or sigma no number.
         ValueError: If z has another shape or holds NaN, a noise level is not positive, there are
             not as many as images, or there are class labels.
+        RuntimeError: In a forked process that would wait for ever: see :mod:`fpmc.forks`.
     """
     if class_labels is not None:
         raise ValueError(
             f"class_labels: got {kind(class_labels)}, wanted None, as this denoiser knows no "
             "classes; one of a class alone is made of source.of_class(label)"
         )
+    refuse_to_hang()
     z = as_images(z, "z", shape, empty=True)
     return z, as_noise_levels(sigma, len(z))
 
@@ -119,6 +122,7 @@ class DropIn:
             TypeError: If z is not a floating-point tensor, or sigma not a number.
             ValueError: If z's shape is another or it holds NaN, sigma is not positive, or there are
                 class labels; and what the class says.
+            RuntimeError: In a forked process that would wait for ever: see :mod:`fpmc.forks`.
         """
         if not self._transformed:
             refuse_transforms(z, "z")

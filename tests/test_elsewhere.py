@@ -1,5 +1,6 @@
 """Denoisers where PyTorch's own tools meet them: its compiler, torch.func, half types, forks."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -144,3 +145,29 @@ def test_threads_that_call_at_the_same_time_get_their_own_answers(denoiser, z):
         thread.join()
     for i, answer in enumerate(expected):
         assert all(torch.equal(each, answer) for each in found[i])
+
+
+FORK = """
+import os, sys, torch, fpmc
+torch.set_num_threads({before})
+source = fpmc.Source(torch.randint(0, 256, (64, 1, 12, 12), dtype=torch.uint8))
+denoiser, z = fpmc.methods.{method}, torch.zeros(4, 1, 12, 12)
+expected = denoiser(z, 0.5)
+child = os.fork()
+if child == 0:
+    torch.set_num_threads({after})
+    try:
+        os._exit(0 if torch.allclose(denoiser(z, 0.5), expected) else 3)
+    except RuntimeError as error:
+        os._exit(7 if "forked from one that had computed with several threads" in str(error) else 4)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("method", ["ls(source, 5)", "wiener(source)"])
+@pytest.mark.parametrize(("before", "after", "status"), [(2, 2, 7), (2, 1, 0), (1, 1, 0)])
+def test_a_forked_process_answers_or_says_why_it_would_wait(method, before, after, status):
+    code = FORK.format(method=method, before=before, after=after)
+    ended = subprocess.run([sys.executable, "-c", code], check=False, timeout=120)
+    assert ended.returncode == status
