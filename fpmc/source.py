@@ -30,10 +30,12 @@ class Source:
             values already in [-1, 1]. A torch tensor or a NumPy array.
         weights: s_n > 0, with shape (n,); scaled to sum to 1. Uniform if left out.
         labels: The images' classes, whole numbers with shape (n,), for :meth:`of_class`.
+        dataset: The name of the dataset that the images are from, whose schedules the methods then
+            take. :meth:`fpmc.data.Dataset.source` gives it.
 
     Raises:
         TypeError: If the images are neither uint8 nor floating-point, or no dense tensor, or the
-            labels no whole numbers.
+            labels no whole numbers, or the dataset no name.
         ValueError: If there are none, their shape or range is wrong or their channels come last,
             they hold NaN, a weight is not positive, labels have another shape, or a tensor
             requires gradients: answers have none with respect to the source.
@@ -41,7 +43,9 @@ class Source:
     Source: S in Niedoba et al. (2026), equation (9).
     """
 
-    def __init__(self, images: Any, weights: Any = None, labels: Any = None):
+    def __init__(
+        self, images: Any, weights: Any = None, labels: Any = None, *, dataset: str | None = None
+    ):
         is_array = isinstance(images, np.ndarray)
         if is_array:
             images = _from_numpy(images)
@@ -96,6 +100,7 @@ class Source:
         self.images = images
         self.log_weights = None if weights is None else _log_weights(weights, len(images))
         self.labels = None if labels is None else _labels(labels, len(images))
+        self.dataset = _dataset(dataset)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -232,6 +237,12 @@ def _from_numpy(images: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(images)
+
+
+def _dataset(name: Any) -> str | None:
+    if name is None or isinstance(name, str):
+        return name
+    raise TypeError(f"dataset: got {type(name).__name__}, wanted a dataset's name")
 
 
 def _labels(labels: Any, n: int) -> Int64[Tensor, " n"]:

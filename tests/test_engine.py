@@ -301,7 +301,8 @@ def test_exact_along_a_sampling_run(structure):
 def test_exact_on_photographs_at_every_step_of_the_sampler(photos, process):
     """PSPC-Square, 2,000 images; the optimal denoiser beside it."""
     source = Source(photos.train)
-    pspc, optimal = fpmc.methods.pspc_square(source), fpmc.methods.optimal(source)
+    pspc = fpmc.methods.pspc_square(source, "cifar10")
+    optimal = fpmc.methods.optimal(source)
     sigmas = diffusion.edm_sigmas(18).tolist()
     if process == "forward":
         x = to_float(photos.test[:1])
