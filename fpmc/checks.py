@@ -231,13 +231,31 @@ def as_device(device: str | torch.device, name: str = "device") -> torch.device:
     return found
 
 
-def as_generator(seed: int | torch.Generator) -> torch.Generator:
-    """Return a generator: the one given, or a new one on the CPU with this seed.
+def as_generator(
+    seed: int | torch.Generator | None = None,
+    generator: torch.Generator | None = None,
+    otherwise: int | None = None,
+) -> torch.Generator:
+    """Return a generator: the one given, or a new one on the CPU with the seed that is given.
+
+    Args:
+        seed: A seed, or a generator.
+        generator: A generator, in its place.
+        otherwise: The seed if neither is given; None if one must be.
 
     Raises:
-        TypeError: If it is neither a generator nor a whole number.
-        ValueError: If the seed is negative or 2⁶³ or more.
+        TypeError: If the seed is neither a generator nor a whole number, or the generator none.
+        ValueError: If the seed is negative or 2⁶³ or more, or both or neither are given.
     """
-    if isinstance(seed, torch.Generator):
-        return seed
-    return torch.Generator().manual_seed(as_whole_number(seed, "seed", 0, 2**63 - 1))
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: got {kind(generator)}, wanted a torch.Generator")
+    if seed is not None and generator is not None:
+        raise ValueError("seed: got a generator, too, wanted one of the two")
+    if seed is None and generator is None:
+        if otherwise is None:
+            raise ValueError("seed: got none and no generator, wanted one of the two")
+        seed = otherwise
+    found = seed if generator is None else generator
+    if isinstance(found, torch.Generator):
+        return found
+    return torch.Generator().manual_seed(as_whole_number(found, "seed", 0, 2**63 - 1))
