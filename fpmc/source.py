@@ -9,37 +9,13 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from fpmc.checks import as_images, as_whole_number, kind
+from fpmc.checks import as_device, as_images, as_whole_number, kind
+from fpmc.pixels import to_float, to_uint8
 
 __all__ = ["Source", "as_source", "to_float", "to_uint8"]
 
 CHANNELS = (1, 3, 4)
 """Numbers of channels that images are usually stored with."""
-
-
-def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Map pixel values 0 … 255 to [-1, 1]: u ↦ u / 127.5 − 1. Any shape; uint8 to ``dtype``.
-
-    Raises:
-        TypeError: If they are not a tensor of uint8.
-    """
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-        raise TypeError(f"images: got {kind(images)}, wanted a tensor of uint8 pixel values")
-    return images.to(dtype) / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Map [-1, 1] to the nearest pixel value 0 … 255, clamping what lies outside. Any shape.
-
-    Raises:
-        TypeError: If they are not a floating-point tensor.
-        ValueError: If they hold NaN.
-    """
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        raise TypeError(f"images: got {kind(images)}, wanted a floating-point tensor")
-    if images.isnan().any():
-        raise ValueError("images: got NaN, wanted numbers")
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 class Source:
@@ -54,10 +30,12 @@ class Source:
             values already in [-1, 1]. A torch tensor or a NumPy array.
         weights: s_n > 0, with shape (n,); scaled to sum to 1. Uniform if left out.
         labels: The images' classes, whole numbers with shape (n,), for :meth:`of_class`.
+        dataset: The name of the dataset that the images are from, whose schedules the methods then
+            take. :meth:`fpmc.data.Dataset.source` gives it.
 
     Raises:
         TypeError: If the images are neither uint8 nor floating-point, or no dense tensor, or the
-            labels no whole numbers.
+            labels no whole numbers, or the dataset no name.
         ValueError: If there are none, their shape or range is wrong or their channels come last,
             they hold NaN, a weight is not positive, labels have another shape, or a tensor
             requires gradients: answers have none with respect to the source.
@@ -65,7 +43,9 @@ class Source:
     Source: S in Niedoba et al. (2026), equation (9).
     """
 
-    def __init__(self, images: Any, weights: Any = None, labels: Any = None):
+    def __init__(
+        self, images: Any, weights: Any = None, labels: Any = None, *, dataset: str | None = None
+    ):
         is_array = isinstance(images, np.ndarray)
         if is_array:
             images = _from_numpy(images)
@@ -120,6 +100,7 @@ class Source:
         self.images = images
         self.log_weights = None if weights is None else _log_weights(weights, len(images))
         self.labels = None if labels is None else _labels(labels, len(images))
+        self.dataset = _dataset(dataset)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -193,6 +174,16 @@ class Source:
             raise ValueError("index: got every image that is left, wanted some to stay")
         return self._with_log_weights(kept - kept.logsumexp(0))
 
+    def to(self, device: str | torch.device) -> "Source":
+        """The same source, whose images lie on a device.
+
+        Raises:
+            ValueError: If there is no such device.
+        """
+        other = copy(self)
+        other.images = self.images.to(as_device(device))
+        return other
+
     def unweighted(self) -> "Source":
         """The same images, all with the same weight but those left out."""
         if self.log_weights is None:
@@ -246,6 +237,12 @@ def _from_numpy(images: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(images)
+
+
+def _dataset(name: Any) -> str | None:
+    if name is None or isinstance(name, str):
+        return name
+    raise TypeError(f"dataset: got {type(name).__name__}, wanted a dataset's name")
 
 
 def _labels(labels: Any, n: int) -> Int64[Tensor, " n"]:

@@ -16,6 +16,7 @@ from fpmc.data.archive import read_archive
 from fpmc.data.labels import from_folders
 from fpmc.data.parts import Part
 from fpmc.data.photos import crops
+from fpmc.source import Source
 from fpmc.storage import home
 
 __all__ = ["EMBEDDED", "NAMES", "Dataset", "load"]
@@ -50,6 +51,10 @@ class Dataset:
     test: UInt8[Tensor, "m c h w"]
     train_labels: Int64[Tensor, " n"] | None = None
     test_labels: Int64[Tensor, " m"] | None = None
+
+    def source(self) -> Source:
+        """The training images as a source, with their labels and the dataset's name."""
+        return Source(self.train, labels=self.train_labels, dataset=self.name)
 
     def __repr__(self) -> str:
         c, h, w = self.train.shape[1:]

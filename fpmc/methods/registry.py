@@ -19,7 +19,7 @@ class Method(NamedTuple):
         maker: The function from a source (and a value of the knob) to a denoiser.
         title: What readers are told.
         colour: The same in every figure.
-        knob: The argument that a schedule gives, "patch_sizes" or a threshold; None if none does.
+        knob: The argument that a schedule gives, "patch_sizes" or "thresholds"; None if none does.
         needs: What else the maker takes: "sensitivity" or "gaussian"; None if nothing.
         precision: Whether its answers can be asked for in another precision than exact.
         compared: Whether comparisons with a network have it.
@@ -67,7 +67,7 @@ METHODS = {
         lukoianov,
         "Lukoianov",
         "#5a55c4",
-        "threshold",
+        "thresholds",
         "gaussian",
         tried=(0.02, 0.05, 0.1, 0.2),
         used=(0.05, 0.02),

@@ -16,6 +16,7 @@ from typing import Any
 from fpmc.checks import as_fraction, as_whole_number
 from fpmc.levels import Constant, nearest_level
 from fpmc.operators import Box
+from fpmc.source import Source
 
 __all__ = [
     "FOUND",
@@ -23,6 +24,7 @@ __all__ = [
     "ScheduledBox",
     "columns",
     "found",
+    "own",
     "patch_schedule",
     "published",
     "published_for",
@@ -97,6 +99,33 @@ def _table(name: str, column: str) -> Mapping[float, float]:
     if column not in having:
         raise ValueError(f"column: got {column!r}, wanted one of {', '.join(having)} in {name}")
     return MappingProxyType({float(row["sigma"]): float(row[column]) for row in _rows(name)})
+
+
+def own(values: Any, source: Source, column: str, name: str) -> Any:
+    """The values, or if there are none the name of the schedule of the source's dataset.
+
+    Args:
+        values: What was given; None if nothing was.
+        source: S.
+        column: The method whose schedule it is.
+        name: What an error calls it.
+
+    Raises:
+        ValueError: If nothing was given, and the source is of no dataset that has a schedule for
+            the method.
+    """
+    if values is not None:
+        return values
+    having = [schedule for schedule in SIDES if column in _columns(schedule)]
+    if source.dataset in having:
+        return source.dataset
+    of = "images of no named dataset" if source.dataset is None else f"{source.dataset!r}"
+    search = "search_patch_sizes" if name == "patch_sizes" else "search_thresholds"
+    raise ValueError(
+        f"{name}: left out, but there is no schedule for {of}; wanted a number, a mapping from "
+        f"sigma to numbers such as fpmc.methods.{search} finds, or one of {', '.join(having)}. The "
+        "source of a named dataset is fpmc.data.load(name).source()"
+    )
 
 
 def patch_schedule(
