@@ -74,7 +74,8 @@ def translations(
 
     Raises:
         TypeError: If the images are no uint8, or a number is not whole.
-        ValueError: If their shape is wrong, or there are fewer than n that differ.
+        ValueError: If their shape is wrong, there are fewer than n that differ, or for moves that
+            are no whole pixels, a side has less than 7.
 
     Source: Karras et al. (2022), appendix F.2; Niedoba et al. (2026), appendix B.
     """

@@ -6,8 +6,9 @@ sampling and D the way back to the pixels of an image,
 .. math:: \tilde x = D\, S_G\big(U x U^\top\big)\, D^\top .
 
 The filter is that of the sym6 wavelet, whose shifts by two are orthonormal: without a move, D takes
-back what U did. Sources: Karras et al. (2020), "Training Generative Adversarial Networks with
-Limited Data", appendix B; Daubechies (1992), "Ten Lectures on Wavelets", for the filter.
+back what U did. It is nearly symmetric only: where an axis is turned round on the way, the image
+moves by 0.1 pixels along it. Sources: Karras et al. (2020), "Training Generative Adversarial
+Networks with Limited Data", appendix B; Daubechies (1992), "Ten Lectures on Wavelets".
 """
 
 from typing import NamedTuple
@@ -57,7 +58,8 @@ def warp(
     """Images, each moved by an affine map; what lies outside is the image, reflected.
 
     The reflection does not repeat the edge, and ends side − 1 pixels away: farther out all is 0,
-    the grey in the middle of [-1, 1].
+    the grey in the middle of [-1, 1]. (EDM's code pads as far as the farthest-moving image of a
+    batch needs, which is the same to 1e-6 and may depend on the batch.)
 
     Args:
         images: Images in [-1, 1], shape (n, c, h, w), float64.
@@ -66,8 +68,14 @@ def warp(
 
     Returns:
         The moved images, shape (n, c, h, w); the filter may leave [-1, 1] by a little.
+
+    Raises:
+        ValueError: If a side has less than 7 pixels, beyond whose reflection the filter would see.
     """
     h, w = images.shape[2:]
+    if min(h, w) <= REACH:
+        least = REACH + 1
+        raise ValueError(f"images: got {h} × {w} pixels, wanted at least {least} × {least}")
     rows, columns = (_axis(side, images) for side in (h, w))
     fine = rows.up @ images @ columns.up.T
     y, x = (

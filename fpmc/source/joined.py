@@ -44,7 +44,7 @@ class Joined:
         return sum(part.nbytes for part in self.parts)
 
     def __getitem__(self, index: Any) -> Tensor:
-        """Images at an index along the first axis, as of a tensor; copied but for slices of a part.
+        """Images at an index: a slice, or a list or tensor of positions, which are copied.
 
         Raises:
             IndexError: If a position is out of range.
@@ -69,12 +69,12 @@ class Joined:
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _at(self, index: Tensor) -> Tensor:
-        n, flat = len(self), index.flatten()
-        flat = torch.where(flat < 0, flat + n, flat)
-        if flat.numel() and not (flat.min() >= 0 and flat.max() < n):
+        n = len(self)
+        index = torch.where(index < 0, index + n, index)
+        if len(index) and not (index.min() >= 0 and index.max() < n):
             raise IndexError(f"index: got positions out of range, wanted {-n} to {n - 1}")
-        found = torch.empty(len(flat), *self.shape[1:], dtype=self.dtype, device=self.device)
+        found = torch.empty(len(index), *self.shape[1:], dtype=self.dtype, device=self.device)
         for part, (first, last) in zip(self.parts, pairwise([0, *self.ends]), strict=True):
-            here = ((flat >= first) & (flat < last)).nonzero()[:, 0]
-            found[here] = part[flat[here] - first]
-        return found.view(*index.shape, *self.shape[1:])
+            here = ((index >= first) & (index < last)).nonzero()[:, 0]
+            found[here] = part[index[here] - first]
+        return found

@@ -110,12 +110,14 @@ def _parents(members: list[Source], of_first: list[bool]) -> Int64[Tensor, " n"]
     found, start = [], 0
     for member, made in zip(members, of_first, strict=True):
         parents = torch.full((len(member),), -1) if member.parents is None else member.parents
-        found.append(torch.where(parents >= 0, parents + (0 if made else start), parents))
+        if made:
+            original = found[0][parents]  # for the parent −1 the last, which is not looked at
+            parents = torch.where((parents >= 0) & (original >= 0), original, parents)
+        else:
+            parents = torch.where(parents >= 0, parents + start, parents)
+        found.append(parents)
         start += len(member)
-    first = torch.cat([found[0], torch.tensor([-1])])  # and one for the parent −1
-    found = torch.cat(found)
-    again = torch.where((found >= 0) & (found < len(members[0])), first[found], -1)
-    return torch.where(again >= 0, again, found)
+    return torch.cat(found)
 
 
 def _log_weights(members: list[Source], weights: Any) -> Float[Tensor, " n"] | None:
