@@ -1,25 +1,30 @@
 """Augmented sources: images made of training images, and by networks.
 
 Each function makes one strategy's set, 20 draws an image unless it is told otherwise, in an order
-whose every beginning is balanced. :func:`write` makes one on disk, of any size.
+whose every beginning is balanced. :func:`write` makes one on disk, of any size, and
+:func:`read` maps it to memory.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from fpmc.augment.copies import Augmented
+from fpmc.augment.files import read, write
 from fpmc.augment.recipes import DRAWS, of_images, of_network
 from fpmc.diffusion import Denoiser
 
 __all__ = [
     "Augmented",
     "horizontal_flips",
+    "read",
     "rotations",
     "scalings",
     "synthetic",
     "translations",
     "vertical_flips",
+    "write",
 ]
 
 
@@ -119,7 +124,7 @@ def synthetic(
     seed: int = 0,
     *,
     shape: tuple[int, int, int] | None = None,
-    sigmas: torch.Tensor | None = None,
+    sigmas: Sequence[float] | torch.Tensor | None = None,
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Augmented:

@@ -1,6 +1,6 @@
 """What an augmented set will be, before any of it is made: so that it can be made in pieces."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -119,7 +119,7 @@ def of_network(
     seed: int = 0,
     *,
     shape: tuple[int, int, int] | None = None,
-    sigmas: Tensor | None = None,
+    sigmas: Sequence[float] | Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> Recipe:
     """A network's samples: see :func:`fpmc.augment.synthetic`, whose arguments these are."""
