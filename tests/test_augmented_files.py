@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import zipfile
 
 import numpy as np
@@ -13,7 +14,7 @@ from filelock import FileLock
 
 from fpmc import FPMC, Source, augment, diffusion
 from fpmc.augment import recipes
-from fpmc.operators import Box
+from fpmc.operators import Box, Identity, Ones
 from fpmc.source import mapped, union
 from tests.test_augment import FUNCTIONS, gaussian, pixels
 
@@ -201,3 +202,42 @@ def test_what_cannot_be_mapped_is_an_error(tmp_path):
             mapped(tmp_path / name, entry)
     with pytest.raises(FileNotFoundError):
         mapped(tmp_path / "nothing.npy")
+
+
+def anonymous():
+    """Bytes of memory that no file can be read again for."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        (line,) = (line for line in file if line.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="there is no such file here")
+@pytest.mark.parametrize("structure", ["optimal", "PSPC-Square", "LS"])
+def test_a_source_larger_than_its_budget_stays_on_disk(tmp_path, structure):
+    """32 MiB of images, 4 MiB of working memory; it is watched while the answer is computed."""
+    x = pixels(2**8, (1, 32, 32))
+    augment.write(tmp_path / "set", "translations", x, 2**13, progress=False, draws=60)
+    part = augment.read(tmp_path / "set")
+    source = union(Source(x), part, part, part, part)
+    operators = {
+        "optimal": (Ones((32, 32)), Ones((32, 32))),
+        "PSPC-Square": (Box((32, 32), 5), Box((32, 32), 5)),
+        "LS": (Box((32, 32), 5, "clip"), Identity((32, 32))),
+    }[structure]
+    z = diffusion.add_noise(source[:1], 1.0, 0)
+    FPMC(*operators, Source(x), budget=2**22)(z, 1.0)  # what is imported does not count
+    seen, over = [anonymous()], threading.Event()
+
+    def watch():
+        while not over.wait(0.005):
+            seen.append(anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        FPMC(*operators, source, budget=2**22)(z, 1.0)
+    finally:
+        over.set()
+        watcher.join()
+    assert len(source) * 1024 > 2**25
+    assert max(seen) - seen[0] < 2**23
