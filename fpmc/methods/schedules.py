@@ -116,7 +116,7 @@ def own(values: Any, source: Source, column: str, name: str) -> Any:
     """
     if values is not None:
         return values
-    having = [schedule for schedule in SIDES if column in _columns(schedule)]
+    having = [schedule for schedule in SIDES if column in columns(schedule)]
     if source.dataset in having:
         return source.dataset
     of = "images of no named dataset" if source.dataset is None else f"{source.dataset!r}"
