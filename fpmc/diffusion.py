@@ -17,11 +17,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fpmc.checks import as_answer, as_generator, as_images, as_noise_level, as_whole_number
+from fpmc.philox import edm_noise
 
 __all__ = [
     "Denoiser",
     "Step",
     "add_noise",
+    "edm_noise",
     "edm_sigmas",
     "initial_noise",
     "sample",
