@@ -24,11 +24,13 @@ from fpmc.checks import (
     as_noise_levels,
     as_whole_number,
 )
+from fpmc.philox import edm_noise
 
 __all__ = [
     "Denoiser",
     "Step",
     "add_noise",
+    "edm_noise",
     "edm_sigmas",
     "initial_noise",
     "sample",
