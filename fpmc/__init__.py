@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from fpmc import (
     data,
     diffusion,
+    distributional,
     finetuning,
     methods,
     metrics,
@@ -40,6 +41,7 @@ __all__ = [
     "Source",
     "data",
     "diffusion",
+    "distributional",
     "finetuning",
     "methods",
     "metrics",

@@ -22,6 +22,7 @@ __all__ = [
     "Denoiser",
     "Step",
     "add_noise",
+    "as_levels",
     "edm_sigmas",
     "initial_noise",
     "sample",
@@ -161,7 +162,7 @@ def steps(
 
     Arguments and errors as in :func:`sample`.
     """
-    levels = _as_levels(sigmas)
+    levels = as_levels(sigmas)
     z = as_images(z, "z")
 
     def answer(z: Tensor, sigma: float) -> Tensor:
@@ -228,7 +229,13 @@ def _as_scale(sigma: float, name: str, dtype: torch.dtype) -> float:
     return sigma
 
 
-def _as_levels(sigmas: Sequence[float] | Tensor) -> list[float]:
+def as_levels(sigmas: Sequence[float] | Tensor) -> list[float]:
+    """Return a sampler's noise levels without their closing 0.
+
+    Raises:
+        TypeError: If they are not a sequence of numbers.
+        ValueError: If they do not fall, or are not positive.
+    """
     try:
         levels = [float(sigma) for sigma in sigmas]
     except (TypeError, ValueError) as error:
