@@ -20,6 +20,8 @@ from tests.helpers import PeakMemory, collections, images, matrix, relative
 SHAPE = (2, 4, 5)
 STRUCTURES = list(collections(SHAPE, 0))
 SEEDS = st.integers(0, 2**31)
+ALMOST = torch.tensor(1 - 2**-53, dtype=torch.float64)
+"""The largest number that is drawn uniformly from 0 to 1."""
 
 
 def question(structure, n=6, seed=0, sigma=4.0, b=2):
@@ -94,15 +96,18 @@ class TestDraws:
         draws = fpmc.methods.pspc_square(source, 3).posterior(z, 100.0).sample(500, 0)
         assert draws.unique().tolist() == [1, 2, 4, 5]
 
-    def test_nor_where_rounding_leaves_the_sum_of_weights_below_one(self, monkeypatch):
-        source = Source(images(1_000, (1, 2, 2), 0)).without(range(900, 1_000))
-        almost = torch.full((1, 64, 1), 1 - 2**-53, dtype=torch.float64)
-        monkeypatch.setattr(torch, "rand", lambda *args, **options: almost.clone())
+    @pytest.mark.parametrize(("u", "first"), [(0 * ALMOST, 100), (ALMOST, 890)])
+    def test_nor_by_a_number_at_either_end(self, monkeypatch, u, first):
+        """Rounding leaves half of the sums of weights below the largest number that is drawn."""
+        left_out = [*range(100), *range(900, 1_000)]
+        source = Source(images(1_000, (1, 2, 2), 0)).without(left_out)
+        z = 0.1 * images(64, (1, 2, 2), 1)
+        monkeypatch.setattr(torch, "rand", lambda *args, **options: u.expand(1, 64, 1).clone())
         for budget in (None, 20_000):
             optimal = FPMC(Ones((2, 2)), Ones((2, 2)), source, budget=budget)
-            draws = optimal.posterior(0.1 * images(64, (1, 2, 2), 1), 5.0).sample(1, 0)
-            assert (draws < 900).all()
-            assert (draws >= 890).all()
+            draws = optimal.posterior(z, 5.0).sample(1, 0)
+            assert (draws >= first).all()
+            assert (draws < first + 10).all()
 
     def test_a_seed_gives_the_same_draws_and_a_generator_new_ones(self):
         denoiser, z, sigma, _ = question("PSPC-Square")
@@ -172,13 +177,13 @@ class TestTop:
 
 @pytest.mark.parametrize("ask", ["sample", "top"])
 def test_memory_stays_below_the_budget(ask):
-    shape, budget, n = (3, 12, 12), 2**21, 50
-    op = Dense(matrix(9, (12, 12), 0))
-    for size in (300, 6_000):  # weights of all: up to eight times the budget
+    shape, budget, n = (1, 4, 4), 2**20, 50
+    op = Dense(matrix(16, (4, 4), 0))
+    for size in (300, 4_000):  # all weights would be three times the budget
         source = Source(fpmc.source.to_uint8(images(size, shape, 0)))
-        z = images(40, shape, 1)
+        z = images(6, shape, 1)
         posterior = FPMC(op, op, source, budget=budget).posterior(z, 1.0)
-        results = 40 * 9 * n * (8 if ask == "sample" else 8 + 4)
+        results = 6 * 16 * n * (8 if ask == "sample" else 8 + 4)
         with PeakMemory() as memory:
             getattr(posterior, ask)(n)
         assert budget / 10 < memory.peak <= budget + results
