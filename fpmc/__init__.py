@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fpmc import (
+    augment,
     data,
     diffusion,
     distributional,
@@ -26,6 +27,7 @@ from fpmc import (
     networks,
     operators,
     sensitivity,
+    source,
 )
 from fpmc.collection import FPMC, Posterior
 from fpmc.source import Source
@@ -39,6 +41,7 @@ __all__ = [
     "FPMC",
     "Posterior",
     "Source",
+    "augment",
     "data",
     "diffusion",
     "distributional",
@@ -49,6 +52,7 @@ __all__ = [
     "operators",
     "plotting",
     "sensitivity",
+    "source",
 ]
 
 

@@ -9,11 +9,13 @@ Source: Kamb and Ganguli (2025); Niedoba et al. (2026), appendix A.2.2.
 
 from collections.abc import Callable, Iterator
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fpmc import engine
-from fpmc.checks import as_images, as_noise_level, as_whole_number
+from fpmc.checks import as_whole_number
+from fpmc.denoiser import DropIn
 from fpmc.engine.memory import resolve
 from fpmc.engine.streaming.translations import Region, Span, denoise_cyclic, denoise_region
 from fpmc.modes import not_differentiable, without_autograd
@@ -23,8 +25,11 @@ from fpmc.source import Source, as_source
 __all__ = ["Equivariant", "boundary_classes"]
 
 
-class Equivariant:
+class Equivariant(DropIn):
     """A collection over the translations of its source, called as ``denoiser(z, sigma)``.
+
+    Answers lie in [-1, 1] but for rounding. They are not differentiable: a call for a gradient is
+    an error.
 
     The translated images are never made: see
     :mod:`fpmc.engine.streaming.translations`.
@@ -40,7 +45,7 @@ class Equivariant:
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If the budget is not positive.
+        ValueError: If the budget is not positive; on a call, if it is too small.
 
     Source: Niedoba et al. (2026), equations (60) to (68).
     """
@@ -63,24 +68,15 @@ class Equivariant:
     def __repr__(self) -> str:
         return f"Equivariant({self.source!r})"
 
-    def __call__(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
-        """The denoised images x̂ = D(z, σ).
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The images' (c, h, w)."""
+        return self.source.shape
 
-        Args:
-            z: Noisy images, floating-point, shape (b, c, h, w).
-            sigma: The noise level σ > 0, one for the whole batch.
+    def _move(self, device: torch.device) -> None:
+        self.source = self.source.to(device)
 
-        Returns:
-            x̂ in [-1, 1] but for rounding, with z's shape, type and device. Not differentiable: a
-            call for its gradient is an error.
-
-        Raises:
-            TypeError: If z is not a floating-point tensor, or sigma not a number.
-            ValueError: If z's shape is not the source's, it holds NaN, sigma is not positive, or
-                the budget is too small.
-        """
-        sigma = as_noise_level(sigma)
-        z = as_images(z, "z", self.source.shape)
+    def _answer(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
         if self._patch_sizes is None:
             x_hat = denoise_cyclic(z, sigma, self.source, self.budget)
         else:

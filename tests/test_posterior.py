@@ -112,8 +112,8 @@ class TestDraws:
     def test_a_seed_gives_the_same_draws_and_a_generator_new_ones(self):
         denoiser, z, sigma, _ = question("PSPC-Square")
         posterior, generator = denoiser.posterior(z, sigma), torch.Generator().manual_seed(3)
-        ask = (3, 3, 4, generator, generator)
-        one, same, other, first, second = (posterior.sample(4, seed) for seed in ask)
+        one, same, other, first = (posterior.sample(4, seed) for seed in (3, 3, 4, generator))
+        second = posterior.sample(4, generator=generator)
         assert torch.equal(one, same)
         assert not torch.equal(one, other)
         assert not torch.equal(first, second)
@@ -122,8 +122,8 @@ class TestDraws:
     def test_the_seed_that_made_z_makes_other_draws(self):
         """Else the first image would be drawn where noise is low, given the noisy image or not."""
         noise = torch.rand(4_000, generator=torch.Generator().manual_seed(0))
-        mine = torch.rand(4_000, generator=own_stream(0, "posterior"))
-        other = torch.rand(4_000, generator=own_stream(0, "bridge"))
+        mine = torch.rand(4_000, generator=own_stream("posterior", 0))
+        other = torch.rand(4_000, generator=own_stream("bridge", 0))
         assert (torch.corrcoef(torch.stack([noise, mine, other])) - torch.eye(3)).abs().max() < 0.07
 
 
@@ -196,7 +196,8 @@ def test_memory_stays_below_the_budget(ask):
         (lambda p: p.sample(0), ValueError, "n: got 0, wanted at least 1"),
         (lambda p: p.sample(2.5), TypeError, "n: got 2.5"),
         (lambda p: p.sample(2, -1), ValueError, "seed: got -1"),
-        (lambda p: p.sample(2, None), TypeError, "seed: got None"),
+        (lambda p: p.sample(2, "0"), TypeError, "seed: got '0'"),
+        (lambda p: p.sample(2, 0, generator=torch.Generator()), ValueError, "seed: got a gen"),
         (lambda p: p.sample(10**6), ValueError, "budget: got 100,000 bytes, wanted at least"),
         (lambda p: p.top(0), ValueError, "n: got 0, wanted between 1 and 9"),
         (lambda p: p.top(10), ValueError, "n: got 10, wanted between 1 and 9"),

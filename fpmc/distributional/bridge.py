@@ -95,7 +95,8 @@ def sample(
     z: Float[Tensor, "b c h w"],
     sigmas: Sequence[float] | Tensor,
     *,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | None = None,
+    generator: torch.Generator | None = None,
     draw: Callable[[Tensor, torch.Generator], Any] = normal,
     eta: float = 1.0,
     progress: bool = False,
@@ -125,7 +126,8 @@ def sample(
         sigmas: Falling positive noise levels, shape (n,), such as :func:`fpmc.diffusion.edm_sigmas`
             makes; a closing 0 may be left out or given.
         seed: A seed or a generator, for ξ and for the bridge, in this order at each level. The same
-            seed gives the same samples; z may have been made of it, too.
+            seed, 0 if left out, gives the same samples; z may have been made of it, too.
+        generator: A generator, in the seed's place.
         draw: A function from z and the generator to ξ; standard normal, of z's shape, if left out.
         eta: η from 0 to 1: how much of the bridge's noise is drawn. With 0 there is none, and the
             steps are Euler's.
@@ -138,15 +140,16 @@ def sample(
         TypeError: If z is not a floating-point tensor, the network's answer no tensor, or the seed
             neither seed nor generator.
         ValueError: If the levels do not fall or are not positive, z has a wrong shape or NaN, the
-            network answers in another shape, or eta is out of range.
+            network answers in another shape, eta is out of range, or seed and generator are both
+            given.
 
     Source: De Bortoli et al. (2025).
     """
-    levels, z, generator = as_levels(sigmas), as_images(z, "z"), own_stream(seed, "bridge")
+    levels, z, noise = as_levels(sigmas), as_images(z, "z"), own_stream("bridge", seed, generator)
     pairs = list(itertools.pairwise([*levels, 0.0]))
     for sigma, lower in tqdm(pairs, desc="sampling", unit="step", disable=not progress):
-        x_hat = as_answer(network(z, sigma, draw(z, generator)), z, "network").to(z.dtype)
+        x_hat = as_answer(network(z, sigma, draw(z, noise)), z, "network").to(z.dtype)
         z, spread = moments(z, x_hat, sigma, lower, eta)
         if spread > 0:
-            z = z + spread * normal(z, generator)
+            z = z + spread * normal(z, noise)
     return z

@@ -64,12 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wanted = given.stage or (ON_SHIPPED_NETWORKS if shipped else ON_OTHERS)
         for name, stage in STAGES.items():
             if name in wanted:
+                left = clock.Clock(given.minutes)
                 try:
-                    stage.run(job, clock.Clock(given.minutes))
+                    stage.run(job, left)
                 except OutOfTimeError:
                     told = f"stopped after {given.minutes:g} minutes"
                     print(f"{name}: {told}; the same command goes on")
                     sys.exit(OUT_OF_TIME)
+                if not left.longest:
+                    print(f"{name}: nothing to do, {job.out} has all of it")
         if given.store:
             print(schedules.store(job))
     except (TypeError, ValueError, OSError, ImportError, FloatingPointError) as error:

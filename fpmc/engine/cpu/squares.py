@@ -19,6 +19,7 @@ off, which is so for noisy images of that σ; an outlier among the pixels may br
 """
 
 from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,10 +30,10 @@ from fpmc.engine.cpu import squares_kernels, squares_vjp
 from fpmc.engine.cpu.compiled import LANES, readable
 from fpmc.engine.cpu.running_sums import Buffers, Query, Spread
 from fpmc.engine.cpu.squares_vjp import Slopes
-from fpmc.engine.cpu.threads import Fit, Need, fit, in_parts, ranges, side_by_side
+from fpmc.engine.cpu.threads import Fit, Need, Share, fit, in_parts, shares, side_by_side
 from fpmc.engine.memory import FLOAT32, FLOAT64
 from fpmc.engine.precision import tolerance
-from fpmc.engine.problem import Problem, log_weights
+from fpmc.engine.problem import Problem, log_weights, parts
 from fpmc.engine.softmax import OnlineSoftmax
 from fpmc.engine.units import from_units, in_units, scale
 from fpmc.modes import without_autograd
@@ -81,8 +82,7 @@ class Squares:
         self.log_norms = []
 
         def part(z: Tensor) -> Tensor:
-            pieces = ranges(len(self.problem.source), chosen.threads, LANES)
-            found, log_norm = passes(self._query(z), queries, responses, self._images(), pieces)
+            found, log_norm = passes(self._parts(z), queries, responses, self._shares(chosen))
             self.log_norms.append(log_norm)
             return from_units(found, z, self.problem.source)
 
@@ -101,48 +101,70 @@ class Squares:
         chosen = self.fit(len(z), back=True)
 
         def part(*batches: Tensor) -> Tensor:
-            return self._to_z(chosen.threads, *batches)
+            return self._to_z(self._shares(chosen), *batches)
 
         return in_parts(part, chosen.b, z, x_hat, gradient, torch.cat(self.log_norms))
 
-    def _to_z(self, threads: int, z, x_hat, gradient, log_norm) -> Tensor:
+    def _to_z(self, shared: list[list[Share]], z, x_hat, gradient, log_norm) -> Tensor:
         queries, responses = self.problem.operators
-        query, x = self._query(z), self._images()
-        parts = ranges(len(x), threads, LANES)
+        stored = self._parts(z)
         g = (gradient.double() / responses.coverage()).contiguous().numpy()
         answer, norm = in_units(x_hat, self.problem.source).numpy(), log_norm.numpy()
-        buffers = [_buffers(queries, x) for _ in parts]
-        slopes = [_slopes(g, queries, responses) for _ in parts]
-        needed = torch.ones(len(z), -(-len(x) // LANES), dtype=torch.bool).numpy()
+        buffers = [_buffers(queries, stored) for _ in shared]
+        slopes = [_slopes(g, queries, responses) for _ in shared]
 
-        def first(part: tuple[int, int], sums: Tensor, buffers: Buffers, slopes: Slopes) -> None:
-            squares_vjp.averages(query, slopes, x, *part, norm, *sums.numpy(), needed, buffers)
+        def first(share: list[Share], sums: Tensor, buffers: Buffers, slopes: Slopes) -> None:
+            for part, begin, end in share:
+                query, x, needed = stored[part]
+                arrays = (norm, *sums.numpy(), needed, buffers)
+                squares_vjp.averages(query, slopes, x, begin, end, *arrays)
 
-        def second(part: tuple[int, int], total: Tensor, buffers: Buffers, slopes: Slopes) -> None:
-            arrays = (norm, average, needed, answer, total.numpy())
-            squares_vjp.vjp(query, slopes, x, *part, *arrays, buffers, _spread(queries))
+        def second(share: list[Share], total: Tensor, buffers: Buffers, slopes: Slopes) -> None:
+            spread = _spread(queries)
+            for part, begin, end in share:
+                query, x, needed = stored[part]
+                arrays = (norm, average, needed, answer, total.numpy(), buffers, spread)
+                squares_vjp.vjp(query, slopes, x, begin, end, *arrays)
 
         if isinstance(responses, Identity):
             average = (g * answer).sum(1)
         else:
-            sums = [torch.zeros(2, *log_norm.shape, dtype=torch.float64) for _ in parts]
-            side_by_side(first, list(zip(parts, sums, buffers, slopes, strict=True)))
+            sums = [torch.zeros(2, *log_norm.shape, dtype=torch.float64) for _ in shared]
+            side_by_side(first, list(zip(shared, sums, buffers, slopes, strict=True)))
             mass, total = reduce(Tensor.add_, sums)
             average = total.div_(mass).numpy()
-        totals = [torch.zeros(z.shape, dtype=torch.float64) for _ in parts]
-        side_by_side(second, list(zip(parts, totals, buffers, slopes, strict=True)))
-        return reduce(Tensor.add_, totals).mul_(-2 * query.scale).to(z)
+        totals = [torch.zeros(z.shape, dtype=torch.float64) for _ in shared]
+        side_by_side(second, list(zip(shared, totals, buffers, slopes, strict=True)))
+        return reduce(Tensor.add_, totals).mul_(-2 * stored[0].query.scale).to(z)
 
-    def _query(self, z: Tensor) -> Query:
-        source = self.problem.source
-        in_stored = in_units(z, source)
-        prior = log_weights(source, in_stored)
-        prior = in_stored.new_empty(0) if prior is None else prior
-        arrays = (in_stored.numpy(), prior.numpy())
-        return Query(*arrays, scale(self.problem.sigma, source), _before(self.problem.queries))
+    def _shares(self, chosen: Fit) -> list[list[Share]]:
+        sizes = [len(part) for part in self.problem.source.parts]
+        return shares(sizes, chosen.threads, LANES)
 
-    def _images(self) -> np.ndarray:
-        return self.problem.source.images.detach().numpy()
+    def _parts(self, z: Tensor) -> list["_Part"]:
+        source, before = self.problem.source, _before(self.problem.queries)
+        in_stored, factor = in_units(z, source), scale(self.problem.sigma, source)
+        found = []
+        for x, prior in parts(source, log_weights(source, in_stored)):
+            prior = in_stored.new_empty(0) if prior is None else prior
+            query = Query(in_stored.numpy(), prior.numpy(), factor, before)
+            needed = torch.ones(len(z), -(-len(x) // LANES), dtype=torch.bool)
+            found.append(_Part(query, x.numpy(), needed.numpy()))
+        return found
+
+
+class _Part(NamedTuple):
+    """What the kernels read of a part of the source.
+
+    Attributes:
+        query: The noisy images, and the part's log-weights.
+        x: Its images, shape (n, c, h, w).
+        needed: Whether the second pass needs a tile, shape (b, tiles); the first pass writes it.
+    """
+
+    query: Query
+    x: np.ndarray
+    needed: np.ndarray
 
 
 def safe(largest: float, sigma: float, queries: Box, c: int) -> bool:
@@ -163,9 +185,9 @@ def _need(queries: Box, responses: Box | Identity, source: Source, *, back: bool
     """The working memory of an answer, or of going back."""
     c, h, w = source.shape
     d, k, grid_w = c * h * w, queries.k, queries.grid[1]
-    tile = d * source.images.element_size()
+    tile = d * source.images.dtype.itemsize
     query = ((queries.p + 1) * w + grid_w) * FLOAT64 + grid_w * FLOAT32
-    tiles = -(-len(source) // LANES)
+    tiles = sum(-(-len(part) // LANES) for part in source.parts)
     if back:
         spread = (queries.p + 2) * w * FLOAT32
         slopes = ((_side(responses) + 1) * w + grid_w) * FLOAT64
@@ -177,38 +199,45 @@ def _need(queries: Box, responses: Box | Identity, source: Source, *, back: bool
     )
 
 
-def _one_pass(query, queries, responses, x, parts) -> tuple[Tensor, Tensor]:
+def _one_pass(stored: list[_Part], queries, responses, shared) -> tuple[Tensor, Tensor]:
     """The posterior mean in stored units, and the log-normalisers, with one-hot responses."""
 
-    def work(part: tuple[int, int], softmax: OnlineSoftmax, buffers: Buffers) -> None:
-        squares_kernels.mean(query, x, *part, *softmax.arrays(), buffers)
+    def work(share: list[Share], softmax: OnlineSoftmax, buffers: Buffers) -> None:
+        for part, begin, end in share:
+            query, x, _ = stored[part]
+            squares_kernels.mean(query, x, begin, end, *softmax.arrays(), buffers)
 
-    softmaxes = [OnlineSoftmax.empty((len(query.z), *queries.grid), query.z.shape) for _ in parts]
-    buffers = [_buffers(queries, x) for _ in parts]
-    side_by_side(work, list(zip(parts, softmaxes, buffers, strict=True)))
+    shape = stored[0].query.z.shape
+    softmaxes = [OnlineSoftmax.empty((shape[0], *queries.grid), shape) for _ in shared]
+    buffers = [_buffers(queries, stored) for _ in shared]
+    side_by_side(work, list(zip(shared, softmaxes, buffers, strict=True)))
     merged = reduce(OnlineSoftmax.merge, softmaxes)
     return merged.mean(), merged.log_norm()
 
 
-def _two_passes(query, queries, responses, x, parts) -> tuple[Tensor, Tensor]:
+def _two_passes(stored: list[_Part], queries, responses, shared) -> tuple[Tensor, Tensor]:
     """The same, with squares as responses."""
 
-    def first(part: tuple[int, int], softmax: OnlineSoftmax, buffers: Buffers) -> None:
-        squares_kernels.log_norm(query, x, *part, *softmax.arrays(), needed, buffers)
+    def first(share: list[Share], softmax: OnlineSoftmax, buffers: Buffers) -> None:
+        for part, begin, end in share:
+            query, x, needed = stored[part]
+            squares_kernels.log_norm(query, x, begin, end, *softmax.arrays(), needed, buffers)
 
-    def second(part: tuple[int, int], total: Tensor, buffers: Buffers, spread: Spread) -> None:
-        arrays = (log_norm.numpy(), needed, _before(responses), total.numpy())
-        squares_kernels.mix(query, x, *part, *arrays, buffers, spread)
+    def second(share: list[Share], total: Tensor, buffers: Buffers, spread: Spread) -> None:
+        for part, begin, end in share:
+            query, x, needed = stored[part]
+            arrays = (log_norm.numpy(), needed, _before(responses), total.numpy())
+            squares_kernels.mix(query, x, begin, end, *arrays, buffers, spread)
 
-    needed = torch.empty(len(query.z), -(-len(x) // LANES), dtype=torch.bool).numpy()
-    buffers = [_buffers(queries, x) for _ in parts]
-    softmaxes = [OnlineSoftmax.empty((len(query.z), *queries.grid)) for _ in parts]
-    side_by_side(first, list(zip(parts, softmaxes, buffers, strict=True)))
+    shape = stored[0].query.z.shape
+    buffers = [_buffers(queries, stored) for _ in shared]
+    softmaxes = [OnlineSoftmax.empty((shape[0], *queries.grid)) for _ in shared]
+    side_by_side(first, list(zip(shared, softmaxes, buffers, strict=True)))
     log_norm = reduce(OnlineSoftmax.merge, softmaxes).log_norm()
     del softmaxes
-    spreads = [_spread(responses) for _ in parts]
-    totals = [torch.zeros(query.z.shape, dtype=torch.float64) for _ in parts]
-    side_by_side(second, list(zip(parts, totals, buffers, spreads, strict=True)))
+    spreads = [_spread(responses) for _ in shared]
+    totals = [torch.zeros(shape, dtype=torch.float64) for _ in shared]
+    side_by_side(second, list(zip(shared, totals, buffers, spreads, strict=True)))
     return reduce(Tensor.add_, totals).div_(responses.coverage()), log_norm
 
 
@@ -221,7 +250,8 @@ def _side(op: Box | Identity) -> int:
     return op.p if isinstance(op, Box) else 1
 
 
-def _buffers(queries: Box, x: np.ndarray) -> Buffers:
+def _buffers(queries: Box, stored: list[_Part]) -> Buffers:
+    x = stored[0].x
     (c, h, w), grid_w = x.shape[1:], queries.grid[1]
     shapes = ((queries.p, w, LANES), (w, LANES), (grid_w, LANES))
     tile = torch.from_numpy(x[:0]).new_zeros(c, h, w, LANES).numpy()
