@@ -90,7 +90,7 @@ def test_the_whole_image_agrees_with_the_reference(c, h, w, n, sigma, dtype, see
 @pytest.mark.parametrize("method", ["ls", "pspc_square", "optimal"])
 def test_exact_on_photographs_at_every_step_of_the_sampler(photos, method, process):
     source = Source(photos.train[:1_000])
-    denoiser = getattr(fpmc.methods, method)(source)
+    denoiser = getattr(fpmc.methods, method)(source, "cifar10")
     sigmas = diffusion.edm_sigmas(18).tolist()
     if process == "forward":
         x = fpmc.source.to_float(photos.test[:1])
