@@ -15,8 +15,8 @@ import numpy as np
 from fpmc.engine.cpu.compiled import LANES, compiled
 
 __all__ = [
-    "ZERO", "Buffers", "Query", "Spread", "clear", "enter", "enter_weights", "load", "slide",
-    "start",
+    "ZERO", "Buffers", "Overlap", "Query", "Spread", "clear", "enter", "enter_weights", "load",
+    "slide", "start", "whole",
 ]  # fmt: skip
 
 ZERO = np.float32(0)
@@ -72,6 +72,33 @@ class Spread(NamedTuple):
     totals: np.ndarray
 
 
+class Overlap(NamedTuple):
+    """The pixels that a noisy image and a source image share when the latter is moved.
+
+    Attributes:
+        h: Their rows.
+        w: Their columns.
+        z_row: The first of the rows in the noisy image.
+        z_column: The first of the columns there.
+        x_row: The first of the rows in the source image.
+        x_column: The first of the columns there.
+    """
+
+    h: int
+    w: int
+    z_row: int
+    z_column: int
+    x_row: int
+    x_column: int
+
+
+@compiled
+def whole(tile):
+    """All pixels, of a source image that stays where it is."""
+    _, h, w, _ = tile.shape
+    return Overlap(h, w, 0, 0, 0, 0)
+
+
 @compiled
 def load(x, first, tile):
     """Copy images into lanes; lanes beyond the last image keep what they had."""
@@ -91,37 +118,42 @@ def clear(ring, column):
 
 
 @compiled
-def enter(z, row, buffers):
+def enter(z, row, over, buffers):
     """A row of δ enters the sums along columns, and the one p rows above leaves.
 
-    Below the image the rows are zeros.
+    Below the pixels that z and the tile share the rows are zeros.
     """
     tile, ring, column = buffers.tile, buffers.ring, buffers.column
-    c, h, w, _ = tile.shape
     slot = row % len(ring)
-    if row < h and c == 3:
-        for j in range(w):
-            red, green, blue = z[0, row, j], z[1, row, j], z[2, row, j]
+    if row >= over.h:
+        for j in range(over.w):
             for n in range(LANES):
-                d_red = red - tile[0, row, j, n]
-                d_green = green - tile[1, row, j, n]
-                d_blue = blue - tile[2, row, j, n]
+                column[j, n] -= ring[slot, j, n]
+                ring[slot, j, n] = 0.0
+        return
+    i, k, left, right = row + over.z_row, row + over.x_row, over.z_column, over.x_column
+    if len(tile) == 3:
+        for j in range(over.w):
+            red, green, blue = z[0, i, j + left], z[1, i, j + left], z[2, i, j + left]
+            for n in range(LANES):
+                d_red = red - tile[0, k, j + right, n]
+                d_green = green - tile[1, k, j + right, n]
+                d_blue = blue - tile[2, k, j + right, n]
                 delta = d_red * d_red + d_green * d_green + d_blue * d_blue
                 column[j, n] += delta - ring[slot, j, n]
                 ring[slot, j, n] = delta
         return
-    for j in range(w):
+    for j in range(over.w):
         for n in range(LANES):
             column[j, n] -= ring[slot, j, n]
             ring[slot, j, n] = 0.0
-        if row < h:
-            for channel in range(c):
-                value = z[channel, row, j]
-                for n in range(LANES):
-                    d = value - tile[channel, row, j, n]
-                    ring[slot, j, n] += d * d
+        for channel in range(len(tile)):
+            value = z[channel, i, j + left]
             for n in range(LANES):
-                column[j, n] += ring[slot, j, n]
+                d = value - tile[channel, k, j + right, n]
+                ring[slot, j, n] += d * d
+        for n in range(LANES):
+            column[j, n] += ring[slot, j, n]
 
 
 @compiled

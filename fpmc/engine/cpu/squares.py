@@ -20,21 +20,20 @@ off, which is so for noisy images of that σ; an outlier among the pixels may br
 
 from functools import reduce
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.cpu import squares_kernels, squares_vjp
+from fpmc.engine.cpu.buffers import as_query, before, buffers, need, slopes, spread, stored
 from fpmc.engine.cpu.compiled import LANES, readable
-from fpmc.engine.cpu.running_sums import Buffers, Query, Spread
+from fpmc.engine.cpu.running_sums import Buffers, Spread
 from fpmc.engine.cpu.squares_vjp import Slopes
-from fpmc.engine.cpu.threads import Fit, Need, fit, in_parts, ranges, side_by_side
-from fpmc.engine.memory import FLOAT32, FLOAT64
+from fpmc.engine.cpu.threads import Fit, fit, in_parts, ranges, side_by_side
 from fpmc.engine.precision import tolerance
-from fpmc.engine.problem import Problem, log_weights
+from fpmc.engine.problem import Problem
 from fpmc.engine.softmax import OnlineSoftmax
-from fpmc.engine.units import from_units, in_units, scale
+from fpmc.engine.units import from_units, in_units
 from fpmc.modes import without_autograd
 from fpmc.operators import Box, Identity, Operator
 from fpmc.source import Source
@@ -71,8 +70,8 @@ class Squares:
     def fit(self, batch: int, *, back: bool) -> Fit | None:
         """What of so many noisy images fits the budget, forward or back; None if nothing does."""
         problem = self.problem
-        need = _need(*problem.operators, problem.source, back=back)
-        return fit(need, batch, self.lanes, len(problem.source), problem.budget)
+        needed = need(*problem.operators, problem.source, back=back)
+        return fit(needed, batch, self.lanes, len(problem.source), problem.budget)
 
     @without_autograd
     def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -82,7 +81,9 @@ class Squares:
 
         def part(z: Tensor) -> Tensor:
             pieces = ranges(len(self.problem.source), chosen.threads, LANES)
-            found, log_norm = passes(self._query(z), queries, responses, self._images(), pieces)
+            found, log_norm = passes(
+                as_query(z, self.problem), queries, responses, stored(self.problem.source), pieces
+            )
             self.log_norms.append(log_norm)
             return from_units(found, z, self.problem.source)
 
@@ -107,42 +108,31 @@ class Squares:
 
     def _to_z(self, threads: int, z, x_hat, gradient, log_norm) -> Tensor:
         queries, responses = self.problem.operators
-        query, x = self._query(z), self._images()
+        query, x = as_query(z, self.problem), stored(self.problem.source)
         parts = ranges(len(x), threads, LANES)
         g = (gradient.double() / responses.coverage()).contiguous().numpy()
         answer, norm = in_units(x_hat, self.problem.source).numpy(), log_norm.numpy()
-        buffers = [_buffers(queries, x) for _ in parts]
-        slopes = [_slopes(g, queries, responses) for _ in parts]
+        own = [buffers(queries, x) for _ in parts]
+        sloped = [slopes(g, queries, responses) for _ in parts]
         needed = torch.ones(len(z), -(-len(x) // LANES), dtype=torch.bool).numpy()
 
-        def first(part: tuple[int, int], sums: Tensor, buffers: Buffers, slopes: Slopes) -> None:
-            squares_vjp.averages(query, slopes, x, *part, norm, *sums.numpy(), needed, buffers)
+        def first(part: tuple[int, int], sums: Tensor, own: Buffers, sloped: Slopes) -> None:
+            squares_vjp.averages(query, sloped, x, *part, norm, *sums.numpy(), needed, own)
 
-        def second(part: tuple[int, int], total: Tensor, buffers: Buffers, slopes: Slopes) -> None:
+        def second(part: tuple[int, int], total: Tensor, own: Buffers, sloped: Slopes) -> None:
             arrays = (norm, average, needed, answer, total.numpy())
-            squares_vjp.vjp(query, slopes, x, *part, *arrays, buffers, _spread(queries))
+            squares_vjp.vjp(query, sloped, x, *part, *arrays, own, spread(queries))
 
         if isinstance(responses, Identity):
             average = (g * answer).sum(1)
         else:
             sums = [torch.zeros(2, *log_norm.shape, dtype=torch.float64) for _ in parts]
-            side_by_side(first, list(zip(parts, sums, buffers, slopes, strict=True)))
+            side_by_side(first, list(zip(parts, sums, own, sloped, strict=True)))
             mass, total = reduce(Tensor.add_, sums)
             average = total.div_(mass).numpy()
         totals = [torch.zeros(z.shape, dtype=torch.float64) for _ in parts]
-        side_by_side(second, list(zip(parts, totals, buffers, slopes, strict=True)))
+        side_by_side(second, list(zip(parts, totals, own, sloped, strict=True)))
         return reduce(Tensor.add_, totals).mul_(-2 * query.scale).to(z)
-
-    def _query(self, z: Tensor) -> Query:
-        source = self.problem.source
-        in_stored = in_units(z, source)
-        prior = log_weights(source, in_stored)
-        prior = in_stored.new_empty(0) if prior is None else prior
-        arrays = (in_stored.numpy(), prior.numpy())
-        return Query(*arrays, scale(self.problem.sigma, source), _before(self.problem.queries))
-
-    def _images(self) -> np.ndarray:
-        return self.problem.source.images.detach().numpy()
 
 
 def safe(largest: float, sigma: float, queries: Box, c: int) -> bool:
@@ -159,33 +149,15 @@ def safe(largest: float, sigma: float, queries: Box, c: int) -> bool:
     return error <= tolerance(sigma) / 10
 
 
-def _need(queries: Box, responses: Box | Identity, source: Source, *, back: bool) -> Need:
-    """The working memory of an answer, or of going back."""
-    c, h, w = source.shape
-    d, k, grid_w = c * h * w, queries.k, queries.grid[1]
-    tile = d * source.images.element_size()
-    query = ((queries.p + 1) * w + grid_w) * FLOAT64 + grid_w * FLOAT32
-    tiles = -(-len(source) // LANES)
-    if back:
-        spread = (queries.p + 2) * w * FLOAT32
-        slopes = ((_side(responses) + 1) * w + grid_w) * FLOAT64
-        thread = LANES * (tile + query + spread + slopes)
-        return Need(thread, (6 * d + 5 * k) * FLOAT64 + tiles, (d + 3 * k) * FLOAT64)
-    spread = (responses.p + 2) * w * FLOAT32 if isinstance(responses, Box) else 0
-    return Need(
-        LANES * (tile + query + spread), (4 * d + 4 * k) * FLOAT64 + tiles, (d + 2 * k) * FLOAT64
-    )
-
-
 def _one_pass(query, queries, responses, x, parts) -> tuple[Tensor, Tensor]:
     """The posterior mean in stored units, and the log-normalisers, with one-hot responses."""
 
-    def work(part: tuple[int, int], softmax: OnlineSoftmax, buffers: Buffers) -> None:
-        squares_kernels.mean(query, x, *part, *softmax.arrays(), buffers)
+    def work(part: tuple[int, int], softmax: OnlineSoftmax, own: Buffers) -> None:
+        squares_kernels.mean(query, x, *part, *softmax.arrays(), own)
 
     softmaxes = [OnlineSoftmax.empty((len(query.z), *queries.grid), query.z.shape) for _ in parts]
-    buffers = [_buffers(queries, x) for _ in parts]
-    side_by_side(work, list(zip(parts, softmaxes, buffers, strict=True)))
+    own = [buffers(queries, x) for _ in parts]
+    side_by_side(work, list(zip(parts, softmaxes, own, strict=True)))
     merged = reduce(OnlineSoftmax.merge, softmaxes)
     return merged.mean(), merged.log_norm()
 
@@ -193,52 +165,20 @@ def _one_pass(query, queries, responses, x, parts) -> tuple[Tensor, Tensor]:
 def _two_passes(query, queries, responses, x, parts) -> tuple[Tensor, Tensor]:
     """The same, with squares as responses."""
 
-    def first(part: tuple[int, int], softmax: OnlineSoftmax, buffers: Buffers) -> None:
-        squares_kernels.log_norm(query, x, *part, *softmax.arrays(), needed, buffers)
+    def first(part: tuple[int, int], softmax: OnlineSoftmax, own: Buffers) -> None:
+        squares_kernels.log_norm(query, x, *part, *softmax.arrays(), needed, own)
 
-    def second(part: tuple[int, int], total: Tensor, buffers: Buffers, spread: Spread) -> None:
-        arrays = (log_norm.numpy(), needed, _before(responses), total.numpy())
-        squares_kernels.mix(query, x, *part, *arrays, buffers, spread)
+    def second(part: tuple[int, int], total: Tensor, own: Buffers, spread: Spread) -> None:
+        arrays = (log_norm.numpy(), needed, before(responses), total.numpy())
+        squares_kernels.mix(query, x, *part, *arrays, own, spread)
 
     needed = torch.empty(len(query.z), -(-len(x) // LANES), dtype=torch.bool).numpy()
-    buffers = [_buffers(queries, x) for _ in parts]
+    own = [buffers(queries, x) for _ in parts]
     softmaxes = [OnlineSoftmax.empty((len(query.z), *queries.grid)) for _ in parts]
-    side_by_side(first, list(zip(parts, softmaxes, buffers, strict=True)))
+    side_by_side(first, list(zip(parts, softmaxes, own, strict=True)))
     log_norm = reduce(OnlineSoftmax.merge, softmaxes).log_norm()
     del softmaxes
-    spreads = [_spread(responses) for _ in parts]
+    spreads = [spread(responses) for _ in parts]
     totals = [torch.zeros(query.z.shape, dtype=torch.float64) for _ in parts]
-    side_by_side(second, list(zip(parts, totals, buffers, spreads, strict=True)))
+    side_by_side(second, list(zip(parts, totals, own, spreads, strict=True)))
     return reduce(Tensor.add_, totals).div_(responses.coverage()), log_norm
-
-
-def _before(op: Box | Identity) -> int:
-    """Pixels of a square above and left of the pixel that stands for it."""
-    return op.p // 2 if isinstance(op, Box) and op.border == "clip" else 0
-
-
-def _side(op: Box | Identity) -> int:
-    return op.p if isinstance(op, Box) else 1
-
-
-def _buffers(queries: Box, x: np.ndarray) -> Buffers:
-    (c, h, w), grid_w = x.shape[1:], queries.grid[1]
-    shapes = ((queries.p, w, LANES), (w, LANES), (grid_w, LANES))
-    tile = torch.from_numpy(x[:0]).new_zeros(c, h, w, LANES).numpy()
-    return Buffers(tile, *map(_empty, shapes), _empty((grid_w, LANES), torch.float32))
-
-
-def _slopes(g: np.ndarray, queries: Box, responses: Box | Identity) -> Slopes:
-    w = queries.shape[1]
-    shapes = ((_side(responses), w, LANES), (w, LANES), (queries.grid[1], LANES))
-    return Slopes(g, _before(responses), *map(_empty, shapes))
-
-
-def _spread(op: Box) -> Spread:
-    w = op.shape[1]
-    shapes = ((op.p, w, LANES), (w, LANES), (w, LANES))
-    return Spread(*(_empty(shape, torch.float32) for shape in shapes))
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> np.ndarray:
-    return torch.empty(shape, dtype=dtype).numpy()

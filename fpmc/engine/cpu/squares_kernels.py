@@ -11,10 +11,19 @@ import math
 import numpy as np
 
 from fpmc.engine.cpu.compiled import LANES, compiled, exp, larger
-from fpmc.engine.cpu.running_sums import ZERO, clear, enter, enter_weights, load, slide, start
+from fpmc.engine.cpu.running_sums import (
+    ZERO,
+    clear,
+    enter,
+    enter_weights,
+    load,
+    slide,
+    start,
+    whole,
+)
 from fpmc.engine.softmax import CUTOFF
 
-__all__ = ["log_norm", "mean", "mix", "take", "weigh"]
+__all__ = ["add", "log_norm", "mean", "mix", "take", "weigh"]
 
 CUTOFF32 = np.float32(CUTOFF)
 SKIP = np.float32(1e30)
@@ -36,20 +45,20 @@ def log_norm(query, x, begin, end, peak, mass, needed, buffers):
         buffers: Buffers.
     """
     grid_h, after = peak.shape[1], len(buffers.ring) - 1 - query.before
-    no_sums = mass[0, :0]
+    no_sums, over = mass[0, :0], whole(buffers.tile)
     for first in range(begin, end, LANES):
         load(x, first, buffers.tile)
         for m in range(len(query.z)):
             clear(buffers.ring, buffers.column)
             gap = -np.inf
             for row in range(grid_h + after):
-                enter(query.z[m], row, buffers)
+                enter(query.z[m], row, over, buffers)
                 i = row - after
                 if i >= 0:
                     start(first, len(x), query, buffers.totals)
                     slide(buffers.column, len(buffers.ring), after, buffers.totals)
                     top = take(query.scale, peak[m, i], mass[m, i], no_sums, buffers)
-                    _add(i, mass[m, i], no_sums, buffers)
+                    add(i, 0, mass[m, i], no_sums, buffers)
                     gap = max(gap, top)
             needed[m, first // LANES] = gap > -CUTOFF
 
@@ -71,6 +80,7 @@ def mix(query, x, begin, end, norm, needed, before, total, buffers, spread):
         spread: Buffers.
     """
     grid_h, after = norm.shape[1], len(buffers.ring) - 1 - query.before
+    over = whole(buffers.tile)
     for first in range(begin, end, LANES):
         loaded = False
         for m in range(len(query.z)):
@@ -82,10 +92,10 @@ def mix(query, x, begin, end, norm, needed, before, total, buffers, spread):
             clear(buffers.ring, buffers.column)
             clear(spread.ring, spread.column)
             for row in range(after):
-                enter(query.z[m], row, buffers)
+                enter(query.z[m], row, over, buffers)
             for row in range(total.shape[2] + before):
                 if row < grid_h:
-                    enter(query.z[m], row + after, buffers)
+                    enter(query.z[m], row + after, over, buffers)
                     start(first, len(x), query, buffers.totals)
                     slide(buffers.column, len(buffers.ring), after, buffers.totals)
                     weigh(query.scale, norm[m, row], buffers)
@@ -109,18 +119,19 @@ def mean(query, x, begin, end, peak, mass, total, buffers):
         buffers: Buffers.
     """
     h, after = peak.shape[1], len(buffers.ring) - 1 - query.before
+    over = whole(buffers.tile)
     for first in range(begin, end, LANES):
         load(x, first, buffers.tile)
         for m in range(len(query.z)):
             clear(buffers.ring, buffers.column)
             for row in range(h + after):
-                enter(query.z[m], row, buffers)
+                enter(query.z[m], row, over, buffers)
                 i = row - after
                 if i >= 0:
                     start(first, len(x), query, buffers.totals)
                     slide(buffers.column, len(buffers.ring), after, buffers.totals)
                     take(query.scale, peak[m, i], mass[m, i], total[m, :, i], buffers)
-                    _add(i, mass[m, i], total[m, :, i], buffers)
+                    add(i, 0, mass[m, i], total[m, :, i], buffers)
 
 
 @compiled
@@ -153,8 +164,11 @@ def take(scale, peak, mass, sums, buffers):
 
 
 @compiled
-def _add(i, mass, sums, buffers):
-    """Add the weights of a row of squares to their mass, and their centres' pixels to the sums."""
+def add(i, left, mass, sums, buffers):
+    """Add the weights of a row of squares to their mass, and their centres' pixels to the sums.
+
+    In the source images the centres lie in row i, from column `left` on.
+    """
     tile, weights = buffers.tile, buffers.weights
     for k in range(len(mass)):
         if weights[k, 0] < SKIP:
@@ -168,7 +182,7 @@ def _add(i, mass, sums, buffers):
             if weights[k, 0] < SKIP:
                 part = ZERO
                 for n in range(LANES):
-                    part += weights[k, n] * np.float32(tile[channel, i, k, n])
+                    part += weights[k, n] * np.float32(tile[channel, i, k + left, n])
                 sums[channel, k] += part
 
 

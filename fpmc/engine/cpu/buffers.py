@@ -1,0 +1,85 @@
+"""What the compiled squares are asked, the buffers of their threads, and the bytes of both."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fpmc.engine.cpu.compiled import LANES
+from fpmc.engine.cpu.running_sums import Buffers, Query, Spread
+from fpmc.engine.cpu.squares_vjp import Slopes
+from fpmc.engine.cpu.threads import Need
+from fpmc.engine.memory import FLOAT32, FLOAT64
+from fpmc.engine.problem import Problem, log_weights
+from fpmc.engine.units import in_units, scale
+from fpmc.operators import Box, Identity
+from fpmc.source import Source
+
+__all__ = ["as_query", "before", "buffers", "empty", "need", "slopes", "spread", "stored"]
+
+
+def need(queries: Box, responses: Box | Identity, source: Source, *, back: bool) -> Need:
+    """The working memory of an answer, or of going back."""
+    c, h, w = source.shape
+    d, k, grid_w = c * h * w, queries.k, queries.grid[1]
+    tile = d * source.images.element_size()
+    query = ((queries.p + 1) * w + grid_w) * FLOAT64 + grid_w * FLOAT32
+    tiles = -(-len(source) // LANES)
+    if back:
+        spread = (queries.p + 2) * w * FLOAT32
+        slopes = ((_side(responses) + 1) * w + grid_w) * FLOAT64
+        thread = LANES * (tile + query + spread + slopes)
+        return Need(thread, (6 * d + 5 * k) * FLOAT64 + tiles, (d + 3 * k) * FLOAT64)
+    spread = (responses.p + 2) * w * FLOAT32 if isinstance(responses, Box) else 0
+    return Need(
+        LANES * (tile + query + spread), (4 * d + 4 * k) * FLOAT64 + tiles, (d + 2 * k) * FLOAT64
+    )
+
+
+def as_query(z: Tensor, problem: Problem) -> Query:
+    """What these noisy images ask of the source, with the squares of Q."""
+    in_stored = in_units(z, problem.source)
+    prior = log_weights(problem.source, in_stored)
+    prior = in_stored.new_empty(0) if prior is None else prior
+    arrays = (in_stored.numpy(), prior.numpy())
+    return Query(*arrays, scale(problem.sigma, problem.source), before(problem.queries))
+
+
+def stored(source: Source) -> np.ndarray:
+    """The source's images, as they are."""
+    return source.images.detach().numpy()
+
+
+def before(op: Box | Identity) -> int:
+    """Pixels of a square above and left of the pixel that stands for it."""
+    return op.p // 2 if isinstance(op, Box) and op.border == "clip" else 0
+
+
+def buffers(queries: Box, x: np.ndarray) -> Buffers:
+    """A thread's, for distances under these squares to images like x."""
+    (c, h, w), grid_w = x.shape[1:], queries.grid[1]
+    shapes = ((queries.p, w, LANES), (w, LANES), (grid_w, LANES))
+    tile = torch.from_numpy(x[:0]).new_zeros(c, h, w, LANES).numpy()
+    return Buffers(tile, *map(empty, shapes), empty((grid_w, LANES), torch.float32))
+
+
+def slopes(g: np.ndarray, queries: Box, responses: Box | Identity) -> Slopes:
+    """A thread's, for s."""
+    w = queries.shape[1]
+    shapes = ((_side(responses), w, LANES), (w, LANES), (queries.grid[1], LANES))
+    return Slopes(g, before(responses), *map(empty, shapes))
+
+
+def spread(op: Box) -> Spread:
+    """A thread's, for the transpose of these squares."""
+    w = op.shape[1]
+    shapes = ((op.p, w, LANES), (w, LANES), (w, LANES))
+    return Spread(*(empty(shape, torch.float32) for shape in shapes))
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> np.ndarray:
+    """An array that PyTorch allocates, whose memory it aligns and tests can count."""
+    return torch.empty(shape, dtype=dtype).numpy()
+
+
+def _side(op: Box | Identity) -> int:
+    return op.p if isinstance(op, Box) else 1
