@@ -7,7 +7,7 @@ symmetry of a convolution allows it.
 Source: Kamb and Ganguli (2025); Niedoba et al. (2026), appendix A.2.2.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,9 +15,8 @@ from torch import Tensor
 from fpmc import engine
 from fpmc.checks import as_images, as_noise_level, as_whole_number
 from fpmc.engine.memory import resolve
-from fpmc.engine.streaming.translations import Region, Span, denoise_cyclic, denoise_region
-from fpmc.modes import not_differentiable, without_autograd
-from fpmc.operators import Box, Identity
+from fpmc.engine.streaming.regions import boundary_classes
+from fpmc.operators import Box, Identity, Ones, Operator
 from fpmc.source import Source, as_source
 
 __all__ = ["Equivariant", "boundary_classes"]
@@ -26,8 +25,10 @@ __all__ = ["Equivariant", "boundary_classes"]
 class Equivariant:
     """A collection over the translations of its source, called as ``denoiser(z, sigma)``.
 
-    The translated images are never made: see
-    :mod:`fpmc.engine.streaming.translations`.
+    The translated images are never made. Of patches, all pairs at one displacement share squared
+    differences, with running sums over them (:mod:`fpmc.engine.cpu.displacements`; where nothing is
+    compiled they are matrix products, :mod:`fpmc.engine.streaming.translations`). Of whole images,
+    Fourier transforms give all translations at once (:mod:`fpmc.engine.streaming.orbit`).
 
     Args:
         patch_sizes: A function from sigma to the side p of the squares that the estimators see,
@@ -71,8 +72,8 @@ class Equivariant:
             sigma: The noise level σ > 0, one for the whole batch.
 
         Returns:
-            x̂ in [-1, 1] but for rounding, with z's shape, type and device. Not differentiable: a
-            call for its gradient is an error.
+            x̂ in [-1, 1] but for rounding, with z's shape, type and device, differentiable in z
+            (once, in reverse mode).
 
         Raises:
             TypeError: If z is not a floating-point tensor, or sigma not a number.
@@ -81,58 +82,12 @@ class Equivariant:
         """
         sigma = as_noise_level(sigma)
         z = as_images(z, "z", self.source.shape)
+        settings = (sigma, *self._operators(sigma), self.source, self.budget)
+        return engine.denoise(z, *settings, translated=True)
+
+    def _operators(self, sigma: float) -> tuple[Operator, Operator]:
+        shape = self.source.shape[1:]
         if self._patch_sizes is None:
-            x_hat = denoise_cyclic(z, sigma, self.source, self.budget)
-        else:
-            p = as_whole_number(self._patch_sizes(sigma), "patch_sizes", 1, min(z.shape[2:]))
-            x_hat = _denoise_patches(z, sigma, p, self.source, self.budget)
-        return not_differentiable(x_hat, "a collection over translations", z)
-
-
-@without_autograd
-def _denoise_patches(
-    z: Float[Tensor, "b c h w"], sigma: float, p: int, source: Source, budget: int
-) -> Float[Tensor, "b c h w"]:
-    """Each pixel's posterior mean over all source patches of its boundary class.
-
-    A pixel in a corner shares its source patches with no other: LS, of squares of side p clipped at
-    the border, answers it.
-    """
-    h, w = z.shape[2:]
-    answer = engine.denoise(z, sigma, Box((h, w), p, "clip"), Identity((h, w)), source, budget)
-    for region in boundary_classes(h, w, p):
-        answer[(..., *region.centres)] = denoise_region(z, sigma, region, source, budget)
-    return answer
-
-
-def boundary_classes(h: int, w: int, p: int) -> Iterator[Region]:
-    """The classes of pixels that share their source patches, those of one pixel left out.
-
-    A pixel whose square of side p fits may move to every other such pixel: the middle. One whose
-    square crosses a vertical border, and is clipped there, may move within its column; one at a
-    horizontal border within its row; one in a corner not at all.
-
-    Args:
-        h: The images' height.
-        w: Their width.
-        p: The side of the square, 1 ≤ p ≤ min(h, w), centred as in :class:`fpmc.operators.Box`.
-
-    Source: Kamb and Ganguli (2025); Niedoba et al. (2026), equations (62) to (68).
-    """
-    (rows, *border_rows), (columns, *border_columns) = _spans(h, p), _spans(w, p)
-    if rows.count * columns.count > 1:
-        yield Region(rows, columns)
-    if rows.count > 1:
-        yield from (Region(rows, column) for column in border_columns)
-    if columns.count > 1:
-        yield from (Region(row, columns) for row in border_rows)
-
-
-def _spans(side: int, p: int) -> list[Span]:
-    """Along an axis: the middle, where the square fits, then each pixel at a border."""
-    before, after = p // 2, (p + 1) // 2
-    spans = [Span(slice(0, side), p, slice(before, side - after + 1))]
-    for centre in (*range(before), *range(side - after + 1, side)):
-        start, stop = max(0, centre - before), min(side, centre + after)
-        spans.append(Span(slice(start, stop), stop - start, slice(centre, centre + 1)))
-    return spans
+            return Ones(shape), Ones(shape)
+        p = as_whole_number(self._patch_sizes(sigma), "patch_sizes", 1, min(shape))
+        return Box(shape, p, "clip"), Identity(shape)
