@@ -68,8 +68,11 @@ def test_of_an_fpmc_they_are_those_of_its_jacobian():
 
 
 def test_what_is_not_differentiable_has_no_maps():
-    with pytest.raises(RuntimeError, match="a collection over translations: not differentiable"):
-        sensitivity.maps(methods.els(Source(images(9)), 3), 1.0, images())
+    def constant(z, sigma):
+        return not_differentiable(z.detach(), "a constant", z)
+
+    with pytest.raises(RuntimeError, match="a constant: not differentiable"):
+        sensitivity.maps(constant, 1.0, images())
 
 
 def test_they_do_not_depend_on_the_budget_or_on_how_pixels_are_stored():
