@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fpmc import Source, methods, networks, sensitivity, storage
 from fpmc.diffusion import add_noise, edm_sigmas
+from fpmc.modes import not_differentiable
 from fpmc.sensitivity import __main__ as command_line
 from fpmc.sensitivity import gradients
 from fpmc.sensitivity.__main__ import main

@@ -163,7 +163,7 @@ class TestPlan:
         assert (self.plan(None).path, self.plan(None).back) == ("orbit",) * 2
         for options in (
             {"dtype": torch.float64},
-            {"p": 7, "budget": 2**15},
+            {"p": 7, "budget": 45_000},
             {"sigma": 0.05, "largest": 1e7},
             {"source": Source(torch.zeros(3, 3, *PIXELS, dtype=torch.float16))},
         ):
