@@ -15,11 +15,14 @@ from torch import Tensor
 from fpmc import engine
 from fpmc.checks import as_images, as_noise_level, as_whole_number
 from fpmc.engine.memory import resolve
+from fpmc.engine.problem import Problem
+from fpmc.engine.streaming.places import Places, heaviest, per_image
 from fpmc.engine.streaming.regions import boundary_classes
+from fpmc.modes import not_differentiable
 from fpmc.operators import Box, Identity, Ones, Operator
 from fpmc.source import Source, as_source
 
-__all__ = ["Equivariant", "boundary_classes"]
+__all__ = ["Equivariant", "TranslatedPosterior", "boundary_classes"]
 
 
 class Equivariant:
@@ -85,9 +88,55 @@ class Equivariant:
         settings = (sigma, *self._operators(sigma), self.source, self.budget)
         return engine.denoise(z, *settings, translated=True)
 
+    def posterior(self, z: Float[Tensor, "b c h w"], sigma: float) -> "TranslatedPosterior":
+        """Which source pixels an answer is made of. Arguments and errors as in a call."""
+        sigma = as_noise_level(sigma)
+        z = as_images(z, "z", self.source.shape)
+        settings = (*self._operators(sigma), self.source, sigma, self.budget)
+        return TranslatedPosterior(z, Problem(*settings, translated=True))
+
     def _operators(self, sigma: float) -> tuple[Operator, Operator]:
         shape = self.source.shape[1:]
         if self._patch_sizes is None:
             return Ones(shape), Ones(shape)
         p = as_whole_number(self._patch_sizes(sigma), "patch_sizes", 1, min(shape))
         return Box(shape, p, "clip"), Identity(shape)
+
+
+class TranslatedPosterior:
+    """The posteriors of output pixels over the source's pixels, for each of b noisy images.
+
+    Made by :meth:`Equivariant.posterior`. A posterior runs over all images and all places of a
+    pixel's boundary class, too many to list for all pixels: so a pixel is asked for.
+    """
+
+    def __init__(self, z: Float[Tensor, "b c h w"], problem: Problem):
+        self._z, self._problem = z, problem
+
+    def top(self, n: int, pixel: tuple[int, int]) -> Places:
+        """The n source pixels that weigh most in an output pixel.
+
+        Args:
+            n: How many.
+            pixel: The output pixel's row and column.
+
+        Returns:
+            Weights in falling order, and the images, rows and columns of the source pixels, each
+            of shape (b, n); the answer at this pixel is the mean of all of them so weighted. Not
+            differentiable.
+
+        Raises:
+            TypeError: If n, the row or the column is not a whole number.
+            ValueError: If n is more than there are, or there is no such pixel.
+        """
+        if not isinstance(pixel, tuple) or len(pixel) != 2:
+            raise TypeError(f"pixel: got {pixel!r}, wanted a row and a column")
+        h, w = self._z.shape[2:]
+        row, column = (
+            as_whole_number(at, f"pixel's {name}", 0, side - 1)
+            for at, name, side in zip(pixel, ("row", "column"), (h, w), strict=True)
+        )
+        most = len(self._problem.source) * per_image(self._problem, (row, column))
+        found = heaviest(self._z, self._problem, (row, column), as_whole_number(n, "n", 1, most))
+        weights = not_differentiable(found.weights, "a posterior", self._z)
+        return found._replace(weights=weights)

@@ -149,6 +149,35 @@ def test_single_pixels_and_no_overlap_beyond_the_square():
     assert relative(els(source, 8)(z, 0.4), fpmc.methods.ls(source, 8)(z, 0.4)) < 1e-6
 
 
+@pytest.mark.parametrize("p", [1, 3, 4, 6, None])
+@pytest.mark.parametrize("pixel", [(0, 0), (0, 3), (3, 5), (3, 3), (6, 2)])
+def test_the_heaviest_places_make_up_the_answer(p, pixel):
+    """All of them together are the answer's pixel; the first few are the largest."""
+    source = Source(images(5, (3, 7, 6), 0), range(1, 6))
+    z = noisy(2, source, 0.5, 3)
+    denoiser = Equivariant(None if p is None else lambda _: p, source)
+    posterior = denoiser.posterior(z, 0.5)
+    with pytest.raises(ValueError, match="n: got 10000, wanted between 1 and") as caught:
+        posterior.top(10_000, pixel)
+    n = int(str(caught.value).split()[-1])
+    found = posterior.top(n, pixel)
+    assert torch.equal(found.weights, found.weights.sort(descending=True).values)
+    values = source.images[found.images, :, found.rows, found.columns].double()
+    mean = (found.weights[..., None] * values).sum(1)
+    assert relative(mean, denoiser(z.double(), 0.5)[..., pixel[0], pixel[1]]) < 1e-9
+    few = posterior.top(3, pixel)
+    assert all(torch.equal(ours[:, :3], theirs) for ours, theirs in zip(found, few, strict=True))
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_pixels_that_are_none_are_named():
+    posterior = els(Source(images(5, (1, *PIXELS), 0)), 3).posterior(images(1, (1, *PIXELS), 0), 1)
+    with pytest.raises(TypeError, match="pixel: got 3, wanted a row and a column"):
+        posterior.top(1, 3)
+    with pytest.raises(ValueError, match="pixel's column: got 8, wanted between 0 and 7"):
+        posterior.top(1, (0, 8))
+
+
 class TestPlan:
     """What the engine chooses where the source is translated."""
 

@@ -17,11 +17,13 @@ from fpmc.source import Source
 __all__ = ["as_query", "before", "buffers", "empty", "need", "slopes", "spread", "stored"]
 
 
-def need(queries: Box, responses: Box | Identity, source: Source, *, back: bool) -> Need:
-    """The working memory of an answer, or of going back."""
+def need(
+    queries: Box, responses: Box | Identity, source: Source, *, back: bool, wide: bool = False
+) -> Need:
+    """The working memory of an answer, or of going back; wide as for :func:`buffers`."""
     c, h, w = source.shape
     d, k, grid_w = c * h * w, queries.k, queries.grid[1]
-    tile = d * source.images.element_size()
+    tile = d * max(source.images.element_size(), FLOAT32 * wide)
     query = ((queries.p + 1) * w + grid_w) * FLOAT64 + grid_w * FLOAT32
     tiles = -(-len(source) // LANES)
     if back:
@@ -54,11 +56,16 @@ def before(op: Box | Identity) -> int:
     return op.p // 2 if isinstance(op, Box) and op.border == "clip" else 0
 
 
-def buffers(queries: Box, x: np.ndarray) -> Buffers:
-    """A thread's, for distances under these squares to images like x."""
+def buffers(queries: Box, x: np.ndarray, *, wide: bool = False) -> Buffers:
+    """A thread's, for distances under these squares to images like x.
+
+    Where a tile is read so often that it pays, it is wide: bytes are kept as float32.
+    """
     (c, h, w), grid_w = x.shape[1:], queries.grid[1]
     shapes = ((queries.p, w, LANES), (w, LANES), (grid_w, LANES))
-    tile = torch.from_numpy(x[:0]).new_zeros(c, h, w, LANES).numpy()
+    dtype = torch.from_numpy(x[:0]).dtype
+    dtype = torch.float32 if wide and dtype == torch.uint8 else dtype
+    tile = torch.zeros(c, h, w, LANES, dtype=dtype).numpy()
     return Buffers(tile, *map(empty, shapes), empty((grid_w, LANES), torch.float32))
 
 

@@ -77,7 +77,7 @@ class Displacements:
     def fit(self, batch: int, *, back: bool) -> Fit | None:
         """What of so many noisy images fits the budget, forward or back; None if nothing does."""
         problem = self.problem
-        needed = need(*problem.operators, problem.source, back=back)
+        needed = need(*problem.operators, problem.source, back=back, wide=True)
         tiles = -(-len(problem.source) // LANES)
         return fit(needed, batch, 1, max(tiles, self.count), problem.budget)
 
@@ -88,7 +88,7 @@ class Displacements:
         self.log_norms = []
 
         def work(share: _Share, softmax: OnlineSoftmax) -> None:
-            own = buffers(queries, x)
+            own = buffers(queries, x, wide=True)
             displacements_kernels.mean(query, x, *share, *softmax.arrays(), own)
 
         def part(z: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Displacements:
 
         def work(share: _Share, total: Tensor) -> None:
             slopes = empty((queries.shape[1], LANES))
-            own = (slopes, buffers(queries, x), spread(queries))
+            own = (slopes, buffers(queries, x, wide=True), spread(queries))
             arrays = (norm, average, answer, total.numpy())
             displacements_kernels.vjp(query, g, x, *share, *arrays, *own)
 

@@ -26,7 +26,7 @@ from fpmc.engine.softmax import CUTOFF
 __all__ = ["add", "log_norm", "mean", "mix", "take", "weigh"]
 
 CUTOFF32 = np.float32(CUTOFF)
-SKIP = np.float32(1e30)
+SKIP, LOW = np.float32(1e30), np.float32(-1e30)
 
 
 @compiled
@@ -138,29 +138,38 @@ def mean(query, x, begin, end, peak, mass, total, buffers):
 def take(scale, peak, mass, sums, buffers):
     """Log-weights less their running maximum, which rises first, and what was summed with it.
 
+    It rises seldom, so they are made with the maximum there was, and anew where one lies above it.
     Returns how far the largest of the tile is above the maximum before it.
     """
     totals, weights = buffers.totals, buffers.weights
     gap = -np.inf
     for k in range(len(totals)):
-        nearest = -totals[k, 0]
+        at, top = peak[k], LOW
         for n in range(LANES):
-            nearest = larger(nearest, -totals[k, n])
-        top = -scale * nearest
-        gap = max(gap, top - peak[k])
-        if top > peak[k]:
-            shrink = math.exp(peak[k] - top)
-            mass[k] *= shrink
-            for channel in range(len(sums)):
-                sums[channel, k] *= shrink
-            peak[k] = top
-        if top > peak[k] - CUTOFF:
-            at = peak[k]
-            for n in range(LANES):
-                weights[k, n] = scale * totals[k, n] - at
-        else:
+            weights[k, n] = scale * totals[k, n] - at
+            top = larger(top, weights[k, n])
+        gap = max(gap, top)
+        if top > ZERO:
+            _rise(k, scale, peak, mass, sums, totals, weights)
+        elif top <= -CUTOFF32:
             weights[k, 0] = SKIP
     return gap
+
+
+@compiled
+def _rise(k, scale, peak, mass, sums, totals, weights):
+    """A new maximum: what was summed relative to the old one shrinks."""
+    nearest = -totals[k, 0]
+    for n in range(LANES):
+        nearest = larger(nearest, -totals[k, n])
+    at = -scale * nearest
+    shrink = math.exp(peak[k] - at)
+    mass[k] *= shrink
+    for channel in range(len(sums)):
+        sums[channel, k] *= shrink
+    peak[k] = at
+    for n in range(LANES):
+        weights[k, n] = scale * totals[k, n] - at
 
 
 @compiled
@@ -170,6 +179,9 @@ def add(i, left, mass, sums, buffers):
     In the source images the centres lie in row i, from column `left` on.
     """
     tile, weights = buffers.tile, buffers.weights
+    if len(sums) == 3:
+        _add_colours(i, left, mass, sums, tile, weights)
+        return
     for k in range(len(mass)):
         if weights[k, 0] < SKIP:
             part = ZERO
@@ -184,6 +196,24 @@ def add(i, left, mass, sums, buffers):
                 for n in range(LANES):
                     part += weights[k, n] * np.float32(tile[channel, i, k + left, n])
                 sums[channel, k] += part
+
+
+@compiled
+def _add_colours(i, left, mass, sums, tile, weights):
+    """The same for three channels, whose sums stay in registers."""
+    for k in range(len(mass)):
+        if weights[k, 0] < SKIP:
+            part, red, green, blue = ZERO, ZERO, ZERO, ZERO
+            for n in range(LANES):
+                weight = exp(weights[k, n])
+                part += weight
+                red += weight * np.float32(tile[0, i, k + left, n])
+                green += weight * np.float32(tile[1, i, k + left, n])
+                blue += weight * np.float32(tile[2, i, k + left, n])
+            mass[k] += part
+            sums[0, k] += red
+            sums[1, k] += green
+            sums[2, k] += blue
 
 
 @compiled

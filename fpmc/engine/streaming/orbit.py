@@ -42,7 +42,7 @@ class Orbit:
         self._log_norms = []
         for part, n in self._parts(z, back=False):
             softmax = OnlineSoftmax()
-            for f, ell in self._tiles(rfft2(z[part].double()), n):
+            for f, ell in self.tiles(z[part], n):
                 shape = ell.shape
                 weights = softmax.weigh(softmax.take(ell.flatten(1))).view(shape)
                 softmax.add(_mix(weights, f, z.shape[2:]))
@@ -64,7 +64,7 @@ class Orbit:
             g = gradient[part].double()
             average = (g * x_hat[part]).flatten(1).sum(1).view(-1, 1, 1, 1)
             log_norm, g, total = log_norms[part].view(-1, 1, 1, 1), rfft2(g), 0
-            for f, ell in self._tiles(rfft2(z[part].double()), n):
+            for f, ell in self.tiles(z[part], n):
                 weights = ell.sub_(log_norm).exp_()
                 weights *= _correlate(g, f, z.shape[2:]).sub_(average)
                 total = total + _mix(weights, f, z.shape[2:])
@@ -97,11 +97,11 @@ class Orbit:
         for start in range(0, len(z), b):
             yield slice(start, min(start + b, len(z))), n
 
-    def _tiles(
-        self, z: Complex[Tensor, "b c h half"], n: int
+    def tiles(
+        self, z: Float[Tensor, "b c h w"], n: int
     ) -> Iterator[tuple[Complex[Tensor, "n c h half"], Float[Tensor, "b n h w"]]]:
-        """For each tile of the source: its spectra, and the log-weights of all translations."""
-        source, sigma = self.problem.source, self.problem.sigma
+        """For each n images of the source: their spectra, and log-weights by translation."""
+        source, sigma, z = self.problem.source, self.problem.sigma, rfft2(z.double())
         prior = log_weights(source, torch.empty(0, dtype=torch.float64, device=z.device))
         for start in range(0, len(source), n):
             index = slice(start, min(start + n, len(source)))

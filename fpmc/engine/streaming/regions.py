@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Region", "Span", "boundary_classes"]
+__all__ = ["Region", "Span", "boundary_classes", "region_at"]
 
 
 class Span(NamedTuple):
@@ -89,6 +89,16 @@ def boundary_classes(h: int, w: int, p: int) -> Iterator[Region]:
         yield from (Region(rows, column) for column in border_columns)
     if columns.count > 1:
         yield from (Region(row, columns) for row in border_rows)
+
+
+def region_at(h: int, w: int, p: int, pixel: tuple[int, int]) -> Region:
+    """The boundary class of a pixel, given by its row and column; other arguments as above."""
+    return Region(
+        *(
+            next(s for s in _spans(side, p) if s.centres.start <= at < s.centres.stop)
+            for side, at in zip((h, w), pixel, strict=True)
+        )
+    )
 
 
 def _spans(side: int, p: int) -> list[Span]:
