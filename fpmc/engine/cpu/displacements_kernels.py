@@ -7,6 +7,10 @@ boundary class lets them move: along an axis with a displacement of 0 at every p
 the border; along another where they fit, before and after.
 """
 
+import math
+
+import numpy as np
+
 from fpmc.engine.cpu.compiled import LANES, compiled
 from fpmc.engine.cpu.running_sums import (
     Buffers,
@@ -23,6 +27,9 @@ from fpmc.engine.cpu.squares_kernels import add, take, weigh
 from fpmc.engine.cpu.squares_vjp import add_differences, pixel_slopes, tilt
 
 __all__ = ["mean", "vjp"]
+
+LOG_LOST = math.log(2e-8)
+"""Of the weights over a pixel's largest, which may be left out together."""
 
 
 @compiled
@@ -42,13 +49,14 @@ def mean(query, x, begin, end, own, step, peak, mass, total, buffers):
         buffers: Buffers.
     """
     p, (h, w) = len(buffers.ring), peak.shape[1:]
+    cutoff = np.float32(math.log(len(x) * (h - p + 1) * (w - p + 1)) - LOG_LOST)
     for first in range(begin, end, LANES):
         load(x, first, buffers.tile)
         for m in range(len(query.z)):
             for number in range(own, (2 * (h - p) + 1) * (2 * (w - p) + 1), step):
                 over, centres, above, left = _moved(number, p, h, w)
                 part = _narrow(buffers, over, centres)
-                clear(part.ring, part.column)
+                part.column[:] = 0.0
                 below = p - 1 - above
                 for row in range(below):
                     enter(query.z[m], row, over, part)
@@ -56,7 +64,7 @@ def mean(query, x, begin, end, own, step, peak, mass, total, buffers):
                     _next_row(first, len(x), m, row, below, p - 1 - left, query, over, part)
                     i, j = row + centres.z_row, centres.z_column
                     mass_row, sums = mass[m, i, j : j + centres.w], total[m, :, i, j:]
-                    take(query.scale, peak[m, i, j : j + centres.w], mass_row, sums, part)
+                    take(query.scale, cutoff, peak[m, i, j : j + centres.w], mass_row, sums, part)
                     add(row + centres.x_row, centres.x_column, mass_row, sums, part)
 
 
@@ -88,7 +96,7 @@ def vjp(query, g, x, begin, end, own, step, norm, average, answer, total, slopes
                 over, centres, above, left = _moved(number, p, h, w)
                 part, s = _narrow(buffers, over, centres), slopes[: centres.w]
                 back = Spread(spread.ring, spread.column[: over.w], spread.totals[: over.w])
-                clear(part.ring, part.column)
+                part.column[:] = 0.0
                 clear(back.ring, back.column)
                 below = p - 1 - above
                 for row in range(below):

@@ -119,41 +119,54 @@ def clear(ring, column):
 
 @compiled
 def enter(z, row, over, buffers):
-    """A row of δ enters the sums along columns, and the one p rows above leaves.
+    """A row of δ enters the sums along columns, and the one p rows above leaves, if there is one.
 
-    Below the pixels that z and the tile share the rows are zeros.
+    Below the pixels that z and the tile share nothing enters. The first row finds sums of 0, and a
+    ring with anything in it.
     """
-    tile, ring, column = buffers.tile, buffers.ring, buffers.column
-    slot = row % len(ring)
+    ring, column = buffers.ring, buffers.column
+    slot, full = row % len(ring), row >= len(ring)
     if row >= over.h:
         for j in range(over.w):
             for n in range(LANES):
                 column[j, n] -= ring[slot, j, n]
-                ring[slot, j, n] = 0.0
         return
-    i, k, left, right = row + over.z_row, row + over.x_row, over.z_column, over.x_column
-    if len(tile) == 3:
-        for j in range(over.w):
-            red, green, blue = z[0, i, j + left], z[1, i, j + left], z[2, i, j + left]
-            for n in range(LANES):
-                d_red = red - tile[0, k, j + right, n]
-                d_green = green - tile[1, k, j + right, n]
-                d_blue = blue - tile[2, k, j + right, n]
-                delta = d_red * d_red + d_green * d_green + d_blue * d_blue
-                column[j, n] += delta - ring[slot, j, n]
-                ring[slot, j, n] = delta
+    if len(buffers.tile) == 3:
+        _enter_colours(z, row, over, slot, full, buffers)
         return
+    i, k = row + over.z_row, row + over.x_row
     for j in range(over.w):
-        for n in range(LANES):
-            column[j, n] -= ring[slot, j, n]
-            ring[slot, j, n] = 0.0
-        for channel in range(len(tile)):
-            value = z[channel, i, j + left]
+        if full:
             for n in range(LANES):
-                d = value - tile[channel, k, j + right, n]
+                column[j, n] -= ring[slot, j, n]
+        ring[slot, j] = 0.0
+        for channel in range(len(buffers.tile)):
+            value = z[channel, i, j + over.z_column]
+            for n in range(LANES):
+                d = value - buffers.tile[channel, k, j + over.x_column, n]
                 ring[slot, j, n] += d * d
         for n in range(LANES):
             column[j, n] += ring[slot, j, n]
+
+
+@compiled
+def _enter_colours(z, row, over, slot, full, buffers):
+    """The same for three channels, whose sums stay in registers."""
+    tile, ring, column = buffers.tile, buffers.ring, buffers.column
+    i, k = row + over.z_row, row + over.x_row
+    for j in range(over.w):
+        left, right = j + over.z_column, j + over.x_column
+        red, green, blue = z[0, i, left], z[1, i, left], z[2, i, left]
+        if full:
+            for n in range(LANES):
+                column[j, n] -= ring[slot, j, n]
+        for n in range(LANES):
+            d_red = red - tile[0, k, right, n]
+            d_green = green - tile[1, k, right, n]
+            d_blue = blue - tile[2, k, right, n]
+            delta = d_red * d_red + d_green * d_green + d_blue * d_blue
+            column[j, n] += delta
+            ring[slot, j, n] = delta
 
 
 @compiled

@@ -49,7 +49,7 @@ def log_norm(query, x, begin, end, peak, mass, needed, buffers):
     for first in range(begin, end, LANES):
         load(x, first, buffers.tile)
         for m in range(len(query.z)):
-            clear(buffers.ring, buffers.column)
+            buffers.column[:] = 0.0
             gap = -np.inf
             for row in range(grid_h + after):
                 enter(query.z[m], row, over, buffers)
@@ -57,7 +57,7 @@ def log_norm(query, x, begin, end, peak, mass, needed, buffers):
                 if i >= 0:
                     start(first, len(x), query, buffers.totals)
                     slide(buffers.column, len(buffers.ring), after, buffers.totals)
-                    top = take(query.scale, peak[m, i], mass[m, i], no_sums, buffers)
+                    top = take(query.scale, CUTOFF32, peak[m, i], mass[m, i], no_sums, buffers)
                     add(i, 0, mass[m, i], no_sums, buffers)
                     gap = max(gap, top)
             needed[m, first // LANES] = gap > -CUTOFF
@@ -89,7 +89,7 @@ def mix(query, x, begin, end, norm, needed, before, total, buffers, spread):
             if not loaded:
                 load(x, first, buffers.tile)
                 loaded = True
-            clear(buffers.ring, buffers.column)
+            buffers.column[:] = 0.0
             clear(spread.ring, spread.column)
             for row in range(after):
                 enter(query.z[m], row, over, buffers)
@@ -123,22 +123,23 @@ def mean(query, x, begin, end, peak, mass, total, buffers):
     for first in range(begin, end, LANES):
         load(x, first, buffers.tile)
         for m in range(len(query.z)):
-            clear(buffers.ring, buffers.column)
+            buffers.column[:] = 0.0
             for row in range(h + after):
                 enter(query.z[m], row, over, buffers)
                 i = row - after
                 if i >= 0:
                     start(first, len(x), query, buffers.totals)
                     slide(buffers.column, len(buffers.ring), after, buffers.totals)
-                    take(query.scale, peak[m, i], mass[m, i], total[m, :, i], buffers)
+                    take(query.scale, CUTOFF32, peak[m, i], mass[m, i], total[m, :, i], buffers)
                     add(i, 0, mass[m, i], total[m, :, i], buffers)
 
 
 @compiled
-def take(scale, peak, mass, sums, buffers):
+def take(scale, cutoff, peak, mass, sums, buffers):
     """Log-weights less their running maximum, which rises first, and what was summed with it.
 
     It rises seldom, so they are made with the maximum there was, and anew where one lies above it.
+    Where the largest lies the cutoff below it, the weights of the tile are to be left out.
     Returns how far the largest of the tile is above the maximum before it.
     """
     totals, weights = buffers.totals, buffers.weights
@@ -151,7 +152,7 @@ def take(scale, peak, mass, sums, buffers):
         gap = max(gap, top)
         if top > ZERO:
             _rise(k, scale, peak, mass, sums, totals, weights)
-        elif top <= -CUTOFF32:
+        elif top <= -cutoff:
             weights[k, 0] = SKIP
     return gap
 

@@ -66,7 +66,7 @@ def averages(query, slopes, x, begin, end, norm, mass, total, needed, buffers):
     for first in range(begin, end, LANES):
         load(x, first, buffers.tile)
         for m in range(len(query.z)):
-            clear(buffers.ring, buffers.column)
+            buffers.column[:] = 0.0
             clear(slopes.ring, slopes.column)
             _enter_first_rows(query.z[m], slopes.g[m], after, buffers, slopes)
             heavy = False
@@ -103,7 +103,7 @@ def vjp(query, slopes, x, begin, end, norm, average, needed, answer, total, buff
             if not loaded:
                 load(x, first, buffers.tile)
                 loaded = True
-            clear(buffers.ring, buffers.column)
+            buffers.column[:] = 0.0
             clear(slopes.ring, slopes.column)
             clear(spread.ring, spread.column)
             _enter_first_rows(query.z[m], slopes.g[m], after, buffers, slopes)
