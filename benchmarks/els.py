@@ -2,9 +2,9 @@
 
     python benchmarks/els.py --against ../other-checkout [--out results/engine/els.csv]
 
-The claim: than the build at 80f48dc, which compares all patches with all patches by matrix products
-over whole patches, sums over displacements are at least 8 times as fast at p = 7 and p = 15, for 2
-noisy and 200 source images of 32 × 32 in colour, and at no side of an image or a square slower.
+The claim to test: than the build at 80f48dc, which compares all patches with all patches by matrix
+products, sums over displacements are at least 8 times as fast at p = 7 and p = 15, for 2 noisy and
+200 source images of 32 × 32 in colour. Then every side of an image and of a square is timed.
 On one thread, times are the processor's (see common.py), so that other programs do not matter.
 """
 
