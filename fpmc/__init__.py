@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fpmc import (
+    augment,
     data,
     diffusion,
     finetuning,
@@ -25,6 +26,7 @@ from fpmc import (
     networks,
     operators,
     sensitivity,
+    source,
 )
 from fpmc.collection import FPMC, Posterior
 from fpmc.source import Source
@@ -38,6 +40,7 @@ __all__ = [
     "FPMC",
     "Posterior",
     "Source",
+    "augment",
     "data",
     "diffusion",
     "finetuning",
@@ -47,6 +50,7 @@ __all__ = [
     "operators",
     "plotting",
     "sensitivity",
+    "source",
 ]
 
 

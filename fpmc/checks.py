@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpmc.modes import is_transformed, refuse_transforms
+
 __all__ = [
     "as_answer",
     "as_device",
@@ -15,6 +17,7 @@ __all__ = [
     "as_generator",
     "as_images",
     "as_noise_level",
+    "as_noise_levels",
     "as_positive",
     "as_whole_number",
     "kind",
@@ -48,11 +51,8 @@ def as_noise_level(sigma: Any, name: str = "sigma") -> float:
             raise ValueError(
                 f"{name}: got shape {tuple(sigma.shape)}, wanted one noise level per call"
             )
-        if isinstance(sigma, Tensor) and sigma.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"{name}: got a tensor that requires gradients, wanted a number: nothing is "
-                "differentiated with respect to it"
-            )
+        _refuse_gradients(sigma, name)
+        refuse_transforms(sigma, name)
         sigma = sigma.item()
     if isinstance(sigma, bool) or not isinstance(sigma, Real):
         raise TypeError(f"{name}: got {type(sigma).__name__}, wanted a positive number")
@@ -63,6 +63,41 @@ def as_noise_level(sigma: Any, name: str = "sigma") -> float:
     if not 1 / EXTREME <= number <= EXTREME:
         raise ValueError(f"{name}: got {sigma}, wanted a positive number, 1e-100 to 1e100")
     return number
+
+
+def as_noise_levels(sigma: Any, b: int, name: str = "sigma") -> list[float]:
+    """Return b noise levels, one for each image.
+
+    Args:
+        sigma: One number, as :func:`as_noise_level` takes it, for all images; or a tensor or array
+            of them, with shape (b,) or (b, 1, 1, 1).
+        b: Number of images.
+        name: What an error calls it.
+
+    Raises:
+        TypeError: If they are not numbers.
+        ValueError: If they are not as many as the images, or as :func:`as_noise_level` does.
+    """
+    if not isinstance(sigma, Tensor | np.ndarray) or math.prod(sigma.shape) == 1:
+        return [as_noise_level(sigma, name)] * b
+    if tuple(sigma.shape) not in ((b,), (b, 1, 1, 1)):
+        raise ValueError(
+            f"{name}: got shape {tuple(sigma.shape)}, wanted one noise level, or one for each of "
+            f"{b} images: ({b},) or ({b}, 1, 1, 1)"
+        )
+    refuse_transforms(sigma, name)
+    _refuse_gradients(sigma, name)
+    values = sigma.reshape(-1).tolist()
+    levels = {value: as_noise_level(value, name) for value in dict.fromkeys(values)}
+    return [levels[value] for value in values]
+
+
+def _refuse_gradients(sigma: Any, name: str) -> None:
+    if isinstance(sigma, Tensor) and sigma.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name}: got a tensor that requires gradients, wanted a number: nothing is "
+            "differentiated with respect to it"
+        )
 
 
 def as_whole_number(value: Any, name: str, least: int, most: int | None = None) -> int:
@@ -123,13 +158,18 @@ def as_fraction(value: Any, name: str, *, zero: bool = True) -> float:
     return float(value)
 
 
-def as_images(images: Any, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+def as_images(
+    images: Any, name: str, shape: tuple[int, ...] | None = None, *, empty: bool = False
+) -> Tensor:
     """Return a batch of finite floating-point images.
+
+    Inside a transform of ``torch.func``, where values cannot be read, they are not looked at.
 
     Args:
         images: Floating-point tensor with shape (b, c, h, w).
         name: What the error calls it.
         shape: The (c, h, w) that is wanted, if it matters.
+        empty: Whether b may be 0.
 
     Raises:
         TypeError: If it is not a dense floating-point tensor.
@@ -144,8 +184,10 @@ def as_images(images: Any, name: str, shape: tuple[int, ...] | None = None) -> T
         )
     wanted = "(b, c, h, w)" if shape is None else f"(b, {', '.join(map(str, shape))})"
     wrong = images.ndim != 4 or (shape is not None and tuple(images.shape[1:]) != tuple(shape))
-    if wrong or 0 in images.shape:
+    if wrong or 0 in images.shape[empty:]:
         raise ValueError(f"{name}: got shape {tuple(images.shape)}, wanted {wanted}")
+    if len(images) == 0 or is_transformed(images):
+        return images
     low, high = (value.item() for value in images.detach().aminmax())
     if not (low >= -EXTREME and high <= EXTREME):
         raise ValueError(f"{name}: got NaN or infinite values, wanted finite ones")
@@ -189,13 +231,31 @@ def as_device(device: str | torch.device, name: str = "device") -> torch.device:
     return found
 
 
-def as_generator(seed: int | torch.Generator) -> torch.Generator:
-    """Return a generator: the one given, or a new one on the CPU with this seed.
+def as_generator(
+    seed: int | torch.Generator | None = None,
+    generator: torch.Generator | None = None,
+    otherwise: int | None = None,
+) -> torch.Generator:
+    """Return a generator: the one given, or a new one on the CPU with the seed that is given.
+
+    Args:
+        seed: A seed, or a generator.
+        generator: A generator, in its place.
+        otherwise: The seed if neither is given; None if one must be.
 
     Raises:
-        TypeError: If it is neither a generator nor a whole number.
-        ValueError: If the seed is negative or 2⁶³ or more.
+        TypeError: If the seed is neither a generator nor a whole number, or the generator none.
+        ValueError: If the seed is negative or 2⁶³ or more, or both or neither are given.
     """
-    if isinstance(seed, torch.Generator):
-        return seed
-    return torch.Generator().manual_seed(as_whole_number(seed, "seed", 0, 2**63 - 1))
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: got {kind(generator)}, wanted a torch.Generator")
+    if seed is not None and generator is not None:
+        raise ValueError("seed: got a generator, too, wanted one of the two")
+    if seed is None and generator is None:
+        if otherwise is None:
+            raise ValueError("seed: got none and no generator, wanted one of the two")
+        seed = otherwise
+    found = seed if generator is None else generator
+    if isinstance(found, torch.Generator):
+        return found
+    return torch.Generator().manual_seed(as_whole_number(found, "seed", 0, 2**63 - 1))

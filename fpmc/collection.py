@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc import engine
-from fpmc.checks import EXTREME, as_images, as_noise_level
+from fpmc.checks import EXTREME, as_noise_level
+from fpmc.denoiser import DropIn, question_of_one_level
 from fpmc.engine.memory import resolve
 from fpmc.engine.problem import Problem
 from fpmc.engine.streaming import posterior
@@ -35,8 +36,11 @@ LARGEST_RATIO = 1e130
 Operators = Operator | Mapping[float, Operator] | Callable[[float], Operator]
 
 
-class FPMC:
+class FPMC(DropIn):
     """A filtered posterior mean collection, called as ``denoiser(z, sigma)``.
+
+    Answers lie in [-1, 1] but for rounding. They are differentiable in z and in the matrices of
+    dense operators that require gradients (in reverse mode: ``backward``, ``torch.autograd.grad``).
 
     Args:
         queries: Q, whose rows are the query precisions q_k: an operator, a {sigma: operator}
@@ -51,7 +55,7 @@ class FPMC:
         TypeError: If an argument is of another type.
         ValueError: On a call, if Q and R differ in their number of estimators, do not fit the
             source's images, or leave a pixel without response weight, or with a sum of weights
-            that float32 hardly holds.
+            that float32 hardly holds; if z lies too far out for sigma, or the budget is too small.
 
     Source: Niedoba et al. (2026), equation (10).
     """
@@ -72,6 +76,11 @@ class FPMC:
 
     def __repr__(self) -> str:
         return f"FPMC({self.source!r})"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The images' (c, h, w)."""
+        return self.source.shape
 
     def with_precision(self, precision: str) -> "FPMC":
         """The same collection, whose calls are computed with this precision.
@@ -96,70 +105,40 @@ class FPMC:
                 op.check(name)
         return pair
 
-    def __call__(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
-        """The denoised images x̂ = D(z, σ).
+    def _answer(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
+        queries, responses = self._operators(z, sigma)
+        _check_coverage(responses)
+        return engine.denoise(
+            z, sigma, queries, responses, self.source, self.budget, self.precision
+        )
 
-        Args:
-            z: Noisy images, floating-point, shape (b, c, h, w). With another forward process,
-                z = α x + σ ε, pass z / α and σ / α.
-            sigma: The noise level σ > 0, one for the whole batch.
-
-        Returns:
-            x̂ in [-1, 1] but for rounding, with z's shape, type and device; differentiable in z and
-            in the matrices of dense operators that require gradients (in reverse mode:
-            ``backward``, ``torch.autograd.grad``).
-
-        Raises:
-            TypeError: If z is not a floating-point tensor, or sigma not a number.
-            ValueError: If z's shape is not the source's, it holds NaN or lies too far out for
-                sigma, sigma is not positive, or the budget is too small.
-        """
-        arguments = self._checked(z, sigma)
-        return engine.denoise(*arguments, self.source, self.budget, self.precision)
+    def _move(self, device: torch.device) -> None:
+        self.source = self.source.to(device)
 
     def posterior(self, z: Float[Tensor, "b c h w"], sigma: float) -> "Posterior":
-        """The filtered posteriors of (9) behind an answer. Arguments and errors as in a call."""
-        sigma, z, *operators = self._prepare(z, sigma)
+        """The filtered posteriors of (9) behind an answer, of one noise level for all images.
+
+        Arguments and errors as in a call.
+        """
+        z, sigma = question_of_one_level(z, sigma, self.shape)
+        operators = self._operators(z, sigma)
         return Posterior(z, Problem(*operators, self.source, sigma, self.budget))
 
-    def _checked(self, z, sigma) -> tuple[Tensor, float, Operator, Operator]:
-        sigma, z, queries, responses = self._prepare(z, sigma)
-        coverage = responses.coverage()
-        uncovered = int((coverage <= 0).sum())
-        if uncovered:
-            raise ValueError(
-                f"responses: {uncovered} positions have no response weight, wanted a positive sum "
-                "over the estimators everywhere"
-            )
-        least, most = (value.item() for value in coverage.aminmax())
-        if least < 1 / LARGEST or most > LARGEST:
-            raise ValueError(
-                f"responses: got sums over the estimators from {least:.3g} to {most:.3g}, wanted "
-                f"them between {1 / LARGEST:g} and {LARGEST:g}: scale them, which changes no answer"
-            )
-        return z, sigma, queries, responses
-
-    def _prepare(self, z, sigma) -> tuple[float, Tensor, Operator, Operator]:
-        sigma = as_noise_level(sigma)
-        if isinstance(z, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(z):
-            raise TypeError(
-                "z: got a tensor inside a transform of torch.func, wanted a plain one: gradients "
-                "are those of backward() and torch.autograd.grad, sensitivity.maps has Jacobians"
-            )
-        z = as_images(z, "z", self.source.shape)
+    def _operators(self, z: Tensor, sigma: float) -> tuple[Operator, Operator]:
+        """Q and R at σ, if z lies within what can be squared there."""
         largest = LARGEST_RATIO * sigma
         if largest < EXTREME and (far := z.detach().abs().max().item()) > largest:
             raise ValueError(
                 f"z: got values up to {far:.3g} at sigma = {sigma:.3g}, wanted them up to "
                 f"{LARGEST_RATIO:g} times sigma: squares of larger ratios overflow"
             )
-        return sigma, z, *self.operators(sigma)
+        return self.operators(sigma)
 
 
 class Posterior:
     """K filtered posteriors over a source, for each of b noisy images.
 
-    Made by :meth:`FPMC.posterior`. What is asked for is computed then; ``weights`` and ``mean()``
+    Made by :meth:`FPMC.posterior`. What is asked for is computed then; ``weights()`` and ``mean()``
     are as large as their shapes say, so ask for few noisy images at a time. Not differentiable:
     a call for a gradient is an error.
     """
@@ -167,7 +146,6 @@ class Posterior:
     def __init__(self, z: Float[Tensor, "b c h w"], problem: Problem):
         self._arguments = (z, problem)
 
-    @property
     def weights(self) -> Float[Tensor, "b k n"]:
         """w_kn = p(x_n | z; q_k, S), equation (9): shape (b, k, n), each row sums to 1."""
         return self._constant(posterior.posterior_weights(*self._arguments))
@@ -188,6 +166,23 @@ class Posterior:
         z, problem = self._arguments
         matrices = [problem.queries.matrix] if isinstance(problem.queries, Dense) else []
         return not_differentiable(value, "a posterior", z, *matrices)
+
+
+def _check_coverage(responses: Operator) -> None:
+    """See that every pixel has a sum of response weights to divide by."""
+    coverage = responses.coverage()
+    uncovered = int((coverage <= 0).sum())
+    if uncovered:
+        raise ValueError(
+            f"responses: {uncovered} positions have no response weight, wanted a positive sum "
+            "over the estimators everywhere"
+        )
+    least, most = (value.item() for value in coverage.aminmax())
+    if least < 1 / LARGEST or most > LARGEST:
+        raise ValueError(
+            f"responses: got sums over the estimators from {least:.3g} to {most:.3g}, wanted "
+            f"them between {1 / LARGEST:g} and {LARGEST:g}: scale them, which changes no answer"
+        )
 
 
 def _by_level(operators: Operators, name: str) -> Callable[[float], Operator]:

@@ -9,14 +9,21 @@ Source: Karras et al. (2022), "Elucidating the Design Space of Diffusion-Based G
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from fpmc.checks import as_answer, as_generator, as_images, as_noise_level, as_whole_number
+from fpmc.checks import (
+    as_answer,
+    as_generator,
+    as_images,
+    as_noise_level,
+    as_noise_levels,
+    as_whole_number,
+)
 
 __all__ = [
     "Denoiser",
@@ -34,8 +41,13 @@ Denoiser = Callable[[Tensor, float], Tensor]
 
 
 def edm_sigmas(
-    n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> Float[Tensor, " n"]:
+    n: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    *,
+    zero: bool = False,
+) -> Float[Tensor, " m"]:
     r"""The sampler's noise levels, falling from σ_max to σ_min; the last step, to 0, is implied.
 
     .. math:: \sigma_i = \Big(\sigma_\max^{1/\rho} + \tfrac{i}{n-1}
@@ -46,9 +58,10 @@ def edm_sigmas(
         sigma_min: The lowest level.
         sigma_max: The highest level.
         rho: How far the levels crowd towards σ_min.
+        zero: Whether to add the closing 0 that samplers of other packages want.
 
     Returns:
-        Shape (n,), float64.
+        Shape (n,), float64; (n + 1,) with the 0.
 
     Raises:
         TypeError: If n is not a whole number.
@@ -69,33 +82,44 @@ def edm_sigmas(
     except OverflowError as error:
         raise ValueError(f"rho: got {rho}, too small for sigma_max = {high:g}") from error
     sigmas[0], sigmas[-1] = high, low
-    return sigmas
+    return torch.cat([sigmas, sigmas.new_zeros(1)]) if zero else sigmas
 
 
 def add_noise(
-    x: Float[Tensor, "b c h w"], sigma: float, seed: int | torch.Generator
+    x: Float[Tensor, "b c h w"],
+    sigma: Any,
+    seed: int | torch.Generator | None = None,
+    *,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """A draw from the forward process, z ~ N(x, σ² I).
 
     Args:
         x: Clean images in [-1, 1], shape (b, c, h, w).
-        sigma: The noise level σ > 0.
+        sigma: The noise level σ > 0; or one for each image, a tensor or array with shape (b,) or
+            (b, 1, 1, 1).
         seed: A seed or a generator. The draw is made where the generator lives.
+        generator: A generator, in the seed's place.
 
     Raises:
         TypeError: If x is not a floating-point tensor, or the seed neither seed nor generator.
         ValueError: If x has a wrong shape or NaN, or sigma is not positive, or too large for x's
-            type.
+            type, or of seed and generator both or neither are given.
     """
     x = as_images(x, "x")
-    generator = as_generator(seed)
-    sigma = _as_scale(sigma, "sigma", x.dtype)
+    generator = as_generator(seed, generator)
+    sigmas = [_as_scale(s, "sigma", x.dtype) for s in as_noise_levels(sigma, len(x))]
     noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device)
-    return x + sigma * noise.to(x.device)
+    return x + _per_image(sigmas, x) * noise.to(x.device)
 
 
 def initial_noise(
-    n: int, shape: tuple[int, int, int], seed: int | torch.Generator, sigma_max: float = 80.0
+    n: int,
+    shape: tuple[int, int, int],
+    seed: int | torch.Generator | None = None,
+    sigma_max: float = 80.0,
+    *,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Where sampling starts: n draws from N(0, σ_max² I), float32, shape (n, *shape).
 
@@ -104,12 +128,14 @@ def initial_noise(
         shape: Their (c, h, w).
         seed: A seed or a generator.
         sigma_max: The sampler's first noise level.
+        generator: A generator, in the seed's place.
 
     Raises:
         TypeError: If n or the seed is of another type.
-        ValueError: If n, the shape or sigma_max is not positive, or it is too large for float32.
+        ValueError: If n, the shape or sigma_max is not positive, or it is too large for float32, or
+            of seed and generator both or neither are given.
     """
-    generator = as_generator(seed)
+    generator = as_generator(seed, generator)
     if not isinstance(shape, tuple | list | torch.Size) or len(shape) != 3:
         raise ValueError(f"shape: got {shape!r}, wanted (c, h, w)")
     size = [as_whole_number(n, "n", 1), *(as_whole_number(s, "shape", 1) for s in shape)]
@@ -118,22 +144,20 @@ def initial_noise(
     return sigma_max * noise
 
 
-def score(
-    denoiser: Denoiser, z: Float[Tensor, "b c h w"], sigma: float
-) -> Float[Tensor, "b c h w"]:
+def score(denoiser: Denoiser, z: Float[Tensor, "b c h w"], sigma: Any) -> Float[Tensor, "b c h w"]:
     r"""Tweedie's formula (4): :math:`\nabla \log p_\sigma(z) = (D(z, \sigma) - z) / \sigma^2`.
 
     Args:
         denoiser: The posterior mean D.
         z: Noisy images, shape (b, c, h, w).
-        sigma: The noise level σ > 0.
+        sigma: The noise level σ > 0, or one for each image, as in :func:`add_noise`.
 
     Raises:
         TypeError: If the denoiser's answer is no tensor.
         ValueError: If sigma is not positive, or the answer's shape is another than z's.
     """
-    sigma = as_noise_level(sigma)
-    return (as_answer(denoiser(z, sigma), z, "denoiser") - z) / sigma**2
+    x_hat = as_answer(denoiser(z, sigma), z, "denoiser")
+    return (x_hat - z) / _per_image(as_noise_levels(sigma, len(z)), z) ** 2
 
 
 class Step(NamedTuple):
@@ -226,6 +250,11 @@ def _as_scale(sigma: float, name: str, dtype: torch.dtype) -> float:
     if sigma > most:
         raise ValueError(f"{name}: got {sigma:g}, wanted at most {most:.2g} for noise in {dtype}")
     return sigma
+
+
+def _per_image(sigmas: list[float], x: Tensor) -> float | Tensor:
+    """Noise levels as a factor of images: a number if they are equal."""
+    return x.new_tensor(sigmas).view(-1, 1, 1, 1) if len(set(sigmas)) != 1 else sigmas[0]
 
 
 def _as_levels(sigmas: Sequence[float] | Tensor) -> list[float]:

@@ -9,11 +9,13 @@ Source: Kamb and Ganguli (2025); Niedoba et al. (2026), appendix A.2.2.
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fpmc import engine
-from fpmc.checks import as_images, as_noise_level, as_whole_number
+from fpmc.checks import as_whole_number
+from fpmc.denoiser import DropIn, question_of_one_level
 from fpmc.engine.memory import resolve
 from fpmc.engine.problem import Problem
 from fpmc.engine.streaming.places import Places, heaviest, per_image
@@ -25,8 +27,11 @@ from fpmc.source import Source, as_source
 __all__ = ["Equivariant", "TranslatedPosterior", "boundary_classes"]
 
 
-class Equivariant:
+class Equivariant(DropIn):
     """A collection over the translations of its source, called as ``denoiser(z, sigma)``.
+
+    Answers lie in [-1, 1] but for rounding. They are differentiable in z (in reverse mode:
+    ``backward``, ``torch.autograd.grad``).
 
     The translated images are never made. Of patches, all pairs at one displacement share squared
     differences, with running sums over them (:mod:`fpmc.engine.cpu.displacements`; where nothing is
@@ -44,7 +49,7 @@ class Equivariant:
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If the budget is not positive.
+        ValueError: If the budget is not positive; on a call, if it is too small.
 
     Source: Niedoba et al. (2026), equations (60) to (68).
     """
@@ -67,31 +72,24 @@ class Equivariant:
     def __repr__(self) -> str:
         return f"Equivariant({self.source!r})"
 
-    def __call__(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
-        """The denoised images x̂ = D(z, σ).
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The images' (c, h, w)."""
+        return self.source.shape
 
-        Args:
-            z: Noisy images, floating-point, shape (b, c, h, w).
-            sigma: The noise level σ > 0, one for the whole batch.
+    def _move(self, device: torch.device) -> None:
+        self.source = self.source.to(device)
 
-        Returns:
-            x̂ in [-1, 1] but for rounding, with z's shape, type and device, differentiable in z
-            (once, in reverse mode).
-
-        Raises:
-            TypeError: If z is not a floating-point tensor, or sigma not a number.
-            ValueError: If z's shape is not the source's, it holds NaN, sigma is not positive, or
-                the budget is too small.
-        """
-        sigma = as_noise_level(sigma)
-        z = as_images(z, "z", self.source.shape)
+    def _answer(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
         settings = (sigma, *self._operators(sigma), self.source, self.budget)
         return engine.denoise(z, *settings, translated=True)
 
     def posterior(self, z: Float[Tensor, "b c h w"], sigma: float) -> "TranslatedPosterior":
-        """Which source pixels an answer is made of. Arguments and errors as in a call."""
-        sigma = as_noise_level(sigma)
-        z = as_images(z, "z", self.source.shape)
+        """Which source pixels an answer is made of, of one noise level for all images.
+
+        Arguments and errors as in a call.
+        """
+        z, sigma = question_of_one_level(z, sigma, self.shape)
         settings = (*self._operators(sigma), self.source, sigma, self.budget)
         return TranslatedPosterior(z, Problem(*settings, translated=True))
 

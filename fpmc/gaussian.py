@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_images, as_noise_level, kind
+from fpmc.denoiser import DropIn
 from fpmc.engine.memory import CACHE_FRIENDLY, FLOAT64, resolve, too_small
 from fpmc.modes import lasting, without_autograd
 from fpmc.source import Source, as_source
@@ -20,13 +21,14 @@ from fpmc.source import Source, as_source
 __all__ = ["Gaussian", "moments"]
 
 
-class Gaussian:
+class Gaussian(DropIn):
     r"""The Wiener filter of a mean and a covariance, called as ``denoiser(z, sigma)``.
 
     .. math:: D(z, \sigma) = \mu + \Sigma (\Sigma + \sigma^2 I)^{-1} (z - \mu)
 
     It is the best linear denoiser of any data with these moments, and the best of all if the data
-    are Gaussian.
+    are Gaussian. Answers are computed in float64, and are differentiable in z, by ``torch.func``
+    too.
 
     Args:
         mean: μ, shape (c, h, w).
@@ -44,6 +46,8 @@ class Gaussian:
 
     Source: Wiener (1949); Niedoba et al. (2026), section 6 and equation (71).
     """
+
+    _transformed = True
 
     def __init__(self, mean: Float[Tensor, "c h w"], covariance: Float[Tensor, "d d"]):
         for name, value in (("mean", mean), ("covariance", covariance)):
@@ -108,22 +112,17 @@ class Gaussian:
         """
         return self.eigenvectors * self._gain(as_noise_level(sigma)) @ self.eigenvectors.T
 
-    def __call__(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
-        """The posterior mean x̂ = D(z, σ).
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The images' (c, h, w)."""
+        return tuple(self.mean.shape)
 
-        Args:
-            z: Noisy images, floating-point, shape (b, c, h, w).
-            sigma: The noise level σ > 0, one for the whole batch.
+    def _answer(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
+        return self._scale(z, self._gain(sigma))
 
-        Returns:
-            x̂ with z's shape, type and device, computed in float64; differentiable in z.
-
-        Raises:
-            TypeError: If z is not a floating-point tensor, or sigma not a number.
-            ValueError: If z's shape is not the mean's, it holds NaN, or sigma is not positive.
-        """
-        sigma = as_noise_level(sigma)
-        return self._scale(as_images(z, "z", self.mean.shape), self._gain(sigma))
+    def _move(self, device: torch.device) -> None:
+        for name in ("mean", "eigenvalues", "eigenvectors"):
+            setattr(self, name, getattr(self, name).to(device))
 
     def sample(
         self, z: Float[Tensor, "b c h w"], sigma_max: float, sigma: float = 0.0

@@ -1,13 +1,22 @@
-"""What PyTorch's graph, its autocast and its inference mode have no part in."""
+"""What PyTorch's graph, autocast, inference mode and functional transforms have no part in."""
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["lasting", "not_differentiable", "without_autograd"]
+__all__ = [
+    "is_transformed",
+    "lasting",
+    "not_differentiable",
+    "opaque",
+    "refuse_transforms",
+    "without_autograd",
+]
 
 
 def without_autograd(function: Callable) -> Callable:
@@ -34,6 +43,47 @@ def lasting() -> Iterator[None]:
         return
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def opaque(reason: str) -> Callable[[Callable], Callable]:
+    """Decorator: what torch.compile calls as it is, and looks no further into.
+
+    It is ``torch.compiler.disable``, which imports PyTorch's compiler, and so takes longer than all
+    the rest of this package; here that waits until somebody compiles something.
+
+    Args:
+        reason: What an error says where the caller demands one graph (``fullgraph=True``).
+    """
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*args, **options):
+            if "torch._dynamo" not in sys.modules:
+                return function(*args, **options)
+            return torch.compiler.disable(function, reason=reason)(*args, **options)
+
+        call._torchdynamo_disable, call._torchdynamo_disable_msg = True, reason
+        return call
+
+    return decorate
+
+
+def is_transformed(value: Any) -> bool:
+    """Whether it is a tensor inside a transform of ``torch.func``, such as ``vmap`` or ``grad``."""
+    return isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
+def refuse_transforms(value: Any, name: str) -> None:
+    """Say that a value must be read, which transforms of ``torch.func`` do not allow.
+
+    Raises:
+        TypeError: If it is a tensor inside one.
+    """
+    if is_transformed(value):
+        raise TypeError(
+            f"{name}: got a tensor inside a transform of torch.func, wanted a plain one: gradients "
+            "are those of backward() and torch.autograd.grad, sensitivity.maps has Jacobians"
+        )
 
 
 def not_differentiable(value: Tensor, name: str, *inputs: Tensor) -> Tensor:

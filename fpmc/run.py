@@ -7,15 +7,19 @@ chapter, papermill sets them and runs it.
 """
 
 import argparse
+import ast
+import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fpmc.limits import OUT_OF_TIME, OutOfTimeError
+from fpmc.limits import OUT_OF_TIME, TERMINATED, OutOfTimeError
 
 try:
     import jupytext
@@ -26,7 +30,11 @@ except ImportError as error:
         f"chapters run through jupytext and papermill ({error}); pip install 'fpmc[book]'"
     ) from error
 
-__all__ = ["main", "parameters_of", "parse", "run"]
+__all__ = ["DeadKernelError", "main", "parameters_of", "parse", "run"]
+
+
+class DeadKernelError(RuntimeError):
+    """The process that runs a chapter's cells ended, or never began."""
 
 
 def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict) -> None:
@@ -48,6 +56,7 @@ def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict)
         fpmc.limits.OutOfTimeError: If a cell ended because its minutes were over: by this error, or
             with the exit status :data:`fpmc.limits.OUT_OF_TIME`. The notebook is there.
         papermill.exceptions.PapermillExecutionError: If a cell fails.
+        DeadKernelError: If the kernel dies, for instance because memory is over.
     """
     chapter, output = Path(chapter), Path(output)
     if not chapter.is_file():
@@ -74,9 +83,19 @@ def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict)
                 told = f"{chapter}: cell {error.exec_count} stopped, its minutes are over"
                 raise OutOfTimeError(told) from error
             raise
+        except RuntimeError as error:  # which nbclient raises if it does not start, too
+            raise DeadKernelError(f"{chapter}: the kernel {_death(executed, error)}") from error
         finally:
             if executed.exists():
                 os.replace(executed, output)
+
+
+def _death(executed: Path, error: Exception) -> str:
+    """How far a kernel came that is no longer there."""
+    cells = json.loads(executed.read_text("utf-8"))["cells"] if executed.exists() else []
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    begun = [i for i, cell in enumerate(code, 1) if cell["metadata"]["papermill"]["start_time"]]
+    return f"died in cell {begun[-1]}" if begun else f"did not start ({error})"
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -111,11 +130,38 @@ def parameters_of(chapter: str | os.PathLike) -> dict[str, str]:
     Raises:
         ValueError: If the file is no notebook.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        notebook = Path(folder, "chapter.ipynb")
-        jupytext.write(_read(chapter), notebook)
-        inspected = papermill.inspect_notebook(str(notebook))
-    return {name: details["default"] for name, details in inspected.items()}
+    tagged = (
+        cell.source
+        for cell in _read(chapter).cells
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])
+    )
+    source = next(tagged, "")
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        raise ValueError(f"{chapter}: its parameters are no Python ({error})") from error
+    found = {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign):
+            for target in statement.targets:
+                found |= _assigned(target, statement.value, source)
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            found |= _assigned(statement.target, statement.value, source)
+    return found
+
+
+def _assigned(target: ast.expr, value: ast.expr, source: str) -> dict[str, str]:
+    """The names that an assignment sets, and the text of what each is set to."""
+    if isinstance(target, ast.Name):
+        return {target.id: ast.get_source_segment(source, value)}
+    if not isinstance(target, ast.Tuple | ast.List):
+        return {}
+    apart = isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts)
+    values = value.elts if apart else [value] * len(target.elts)
+    found = {}
+    for name, part in zip(target.elts, values, strict=True):
+        found |= _assigned(name, part, source)
+    return found
 
 
 def _read(chapter: str | os.PathLike) -> dict:
@@ -127,6 +173,24 @@ def _read(chapter: str | os.PathLike) -> dict:
     if Path(chapter).suffix != ".ipynb" and "kernelspec" not in notebook.metadata:
         raise ValueError(f"{chapter}: not a chapter (no header with a kernelspec)")
     return notebook
+
+
+@contextlib.contextmanager
+def _until_told_to_end() -> Iterator[None]:
+    """Inside, SIGTERM is an exit with its status, so that files and the kernel are seen to."""
+
+    def leave(*_) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would end the cleaning
+        sys.exit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python handles signals in the main thread alone
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(value: str) -> Any:
@@ -146,7 +210,8 @@ def parse(value: str) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     """The command line.
 
-    Returns 0; 2 if the call is wrong, 1 if a cell fails, 75 if a cell's minutes are over.
+    Returns 0; 2 if the call is wrong, 1 if a cell fails or the kernel dies, 75 if a cell's minutes
+    are over, 143 after a SIGTERM. What ran until then is in the notebook.
     """
     parser = argparse.ArgumentParser(
         prog="python -m fpmc.run", description="Run a chapter of the book with other parameters."
@@ -162,18 +227,36 @@ def main(arguments: list[str] | None = None) -> int:
         metavar=("NAME", "VALUE"),
         help="set a parameter; may be given several times",
     )
+    parser.add_argument(
+        "-r",
+        "--raw",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "TEXT"),
+        help="set a parameter to text, also if it looks like a number; may be given several times",
+    )
     parser.add_argument("-o", "--output", help="the executed notebook; NAME.ipynb if left out")
     options = parser.parse_args(arguments)
     output = Path(options.output or Path(options.chapter).with_suffix(".ipynb").name)
-    parameters = {name: parse(value) for name, value in options.parameters}
+    parameters = {name: parse(value) for name, value in options.parameters} | dict(options.raw)
     try:
-        run(options.chapter, output, parameters)
+        with _until_told_to_end():
+            run(options.chapter, output, parameters)
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     except OutOfTimeError as error:
         print(f"{error}; what ran until there is in {output}", file=sys.stderr)
         return OUT_OF_TIME
+    except DeadKernelError as error:
+        print(f"{error}; what ran until there is in {output}", file=sys.stderr)
+        return 1
+    except SystemExit:
+        print(
+            f"{options.chapter}: told to end; what ran until there is in {output}", file=sys.stderr
+        )
+        return TERMINATED
     except PapermillExecutionError as error:
         print(
             f"{options.chapter}: cell {error.exec_count} failed, {error.ename}: {error.evalue}\n"

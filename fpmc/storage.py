@@ -10,10 +10,25 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["BROKEN", "home", "try_writing", "whole", "write_rows"]
+__all__ = ["BROKEN", "home", "missing", "try_writing", "whole", "write_rows"]
 
 BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError)
 """What reading a file, or a ZIP whose bytes are wrong, raises."""
+
+
+INSTALLED = Path(__file__).parent / "stored"
+"""Where an installed package has the tables of ``results``; in a checkout it is not there."""
+
+
+def missing(path: str | os.PathLike) -> FileNotFoundError:
+    """The error over a file that is not there, and where it is if only a checkout has it."""
+    folder, told = Path(path).parent, ""
+    if INSTALLED.is_dir() and folder.name == "networks":
+        told = (
+            "; large files are left out of an installed package: the networks of a run and their "
+            f"maps are in its repository, in results/{folder.parent.name}/networks"
+        )
+    return FileNotFoundError(f"{path}: no such file{told}")
 
 
 def home(root: str | os.PathLike | None = None) -> Path:

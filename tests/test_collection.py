@@ -73,7 +73,6 @@ def test_answers_lie_between_the_source_images(source):
             "z: got shape (2, 2, 4, 4), wanted (b, 2, 4, 5)",
         ),
         (torch.zeros(2, 4, 5), 1.0, ValueError, "z: got shape (2, 4, 5)"),
-        (torch.zeros(0, *SHAPE), 1.0, ValueError, "z: got shape (0, 2, 4, 5)"),
         (torch.zeros(1, *SHAPE, dtype=torch.uint8), 1.0, TypeError, "z: got torch.uint8"),
         (np.zeros((1, *SHAPE)), 1.0, TypeError, "z: got ndarray"),
         (torch.full((1, *SHAPE), torch.inf), 1.0, ValueError, "z: got NaN or infinite"),
@@ -97,7 +96,10 @@ def test_answers_lie_between_the_source_images(source):
         ),
         (torch.zeros(1, *SHAPE), "1", TypeError, "sigma: got str"),
         (torch.zeros(1, *SHAPE), True, TypeError, "sigma: got bool"),
-        (torch.zeros(2, *SHAPE), torch.ones(2), ValueError, "sigma: got shape (2,), wanted one"),
+        (torch.zeros(2, *SHAPE), torch.ones(3), ValueError, "sigma: got shape (3,), wanted one"),
+        (torch.zeros(2, *SHAPE), torch.ones(2, 1), ValueError, "sigma: got shape (2, 1), wanted"),
+        (torch.zeros(2, *SHAPE), torch.tensor([1.0, 0.0]), ValueError, "sigma: got 0.0"),
+        (torch.zeros(2, *SHAPE), torch.tensor([1j, 1]), TypeError, "sigma: got complex"),
     ],
 )
 def test_bad_calls_are_named(source, z, sigma, error, says):
@@ -106,6 +108,17 @@ def test_bad_calls_are_named(source, z, sigma, error, says):
         with pytest.raises(error) as caught:
             call(z, sigma)
         assert says in str(caught.value)
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_posteriors_are_of_some_images_at_one_noise_level(source):
+    denoiser, z = fpmc.methods.optimal(source), images(2, SHAPE, 0)
+    weights = denoiser.posterior(z, torch.full((2,), 0.5)).weights()
+    assert torch.equal(weights, denoiser.posterior(z, 0.5).weights())
+    with pytest.raises(ValueError, match="sigma: got 2 noise levels, wanted one for all"):
+        denoiser.posterior(z, torch.tensor([1.0, 2.0]))
+    with pytest.raises(ValueError, match=r"z: got shape \(0, 2, 4, 5\)"):
+        denoiser.posterior(z[:0], 1.0)
 
 
 @pytest.mark.parametrize("entry", [torch.nan, -0.5, torch.inf, 1e31])

@@ -222,3 +222,11 @@ def test_the_code_is_formatted_and_linted():
             [sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True
         )
         assert result.returncode == 0, result.stdout
+
+
+def test_the_files_under_version_control_are_small_enough_to_clone():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    assert sum(path.lstat().st_size for path in paths if path.is_file()) < 60 * 2**20

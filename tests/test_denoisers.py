@@ -1,13 +1,15 @@
 """What every analytical denoiser has in common: gradients or an error, autocast, pickle, limits."""
 
 import copy
+import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
 import fpmc
-from fpmc import Source, methods
+from fpmc import Source, methods, networks
 from fpmc.diffusion import add_noise
 from fpmc.engine import plan
 from fpmc.operators import Box, Dense, Identity, Ones
@@ -34,9 +36,137 @@ def denoiser(request):
     return ALL[request.param](Source(images(12, SHAPE, 0), range(1, 13)))
 
 
+@pytest.fixture(params=[*ALL, "network"])
+def any_denoiser(request):
+    """Each analytical denoiser, and a network that was never trained."""
+    if request.param != "network":
+        return ALL[request.param](Source(images(12, SHAPE, 0), range(1, 13)))
+    return networks.Preconditioned(Small(), SHAPE)
+
+
+class Small(torch.nn.Module):
+    """A network of one layer, to which it adds the noise level."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, z, condition):
+        return self.layer(z) + condition.view(-1, 1, 1, 1)
+
+
 @pytest.fixture
 def x():
     return images(3, SHAPE, 1)
+
+
+CALLS = {
+    "int": lambda s: int(s) or 1,
+    "np.float32": np.float32,
+    "np.float64": np.float64,
+    "0-d float32": torch.tensor,
+    "0-d float64": lambda s: torch.tensor(s, dtype=torch.float64),
+    "0-d bfloat16": lambda s: torch.tensor(s, dtype=torch.bfloat16),
+    "0-d array": np.array,
+    "(1,)": lambda s: torch.tensor([s]),
+    "(1, 1, 1, 1)": lambda s: torch.full((1, 1, 1, 1), s),
+    "(b,)": lambda s: torch.full((3,), s),
+    "(b,) float64": lambda s: torch.full((3,), s, dtype=torch.float64),
+    "(b,) array": lambda s: np.full(3, s, np.float32),
+    "(b, 1, 1, 1)": lambda s: torch.full((3, 1, 1, 1), s),
+    "(b,) whole numbers": lambda s: torch.full((3,), int(s) or 1),
+}
+
+
+@pytest.mark.usefixtures("as_users_do")
+@pytest.mark.parametrize("call", CALLS)
+def test_a_noise_level_may_come_as_any_package_gives_it(any_denoiser, x, call):
+    sigma = CALLS[call](0.75)
+    level = torch.as_tensor(sigma).flatten()[0].item()
+    plain = any_denoiser(x, level)
+    for answer in (
+        any_denoiser(x, sigma),
+        any_denoiser(x, sigma, None),
+        any_denoiser(x, sigma, class_labels=None),
+    ):
+        assert torch.equal(answer, plain)
+
+
+@pytest.mark.usefixtures("as_users_do")
+@pytest.mark.parametrize("shape", [(4,), (4, 1, 1, 1)])
+def test_images_of_several_noise_levels_are_answered_by_level_in_their_places(
+    any_denoiser, x, shape
+):
+    x, levels = torch.cat([x, x[:1] / 2]), [2.0, 0.25, 2.0, 0.5]
+    leaf = x.clone().requires_grad_()
+    answer = any_denoiser(leaf, torch.tensor(levels).view(shape))
+    apart = torch.cat([any_denoiser(x[[i]], sigma) for i, sigma in enumerate(levels)])
+    torch.testing.assert_close(answer.detach(), apart)
+    answer.square().sum().backward()
+    for i, sigma in enumerate(levels):
+        alone = x[[i]].requires_grad_()
+        any_denoiser(alone, sigma).square().sum().backward()
+        torch.testing.assert_close(leaf.grad[[i]], alone.grad)
+
+
+def test_images_of_one_noise_level_are_answered_at_once(x):
+    denoiser, calls = methods.optimal(Source(images(12, SHAPE, 0))), []
+    alone = denoiser._answer
+    denoiser._answer = lambda z, sigma: (calls.append(len(z)), alone(z, sigma))[1]
+    denoiser(x, torch.full((3,), 0.5))
+    denoiser(x, torch.tensor([0.5, 1.0, 0.5]))
+    assert calls == [3, 2, 1]
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_no_images_have_an_empty_answer(any_denoiser, x):
+    for sigma in (1.0, torch.tensor(1.0), torch.ones(0), torch.ones(0, 1, 1, 1), torch.ones(1)):
+        z = x[:0].requires_grad_()
+        answer = any_denoiser(z, sigma)
+        assert answer.shape == z.shape
+        assert answer.dtype == z.dtype
+        answer.sum().backward()
+    with pytest.raises(ValueError, match=r"z: got shape \(0, 2, 5, 4\), wanted \(b, 2, 5, 5\)"):
+        any_denoiser(torch.zeros(0, 2, 5, 4), 1.0)
+    with pytest.raises(ValueError, match="sigma: got 0"):
+        any_denoiser(x[:0], 0)
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_class_labels_are_refused_and_wrong_numbers_of_levels_named(any_denoiser, x):
+    with pytest.raises(ValueError, match=r"class_labels: got torch.int64, wanted None"):
+        any_denoiser(x, 1.0, torch.zeros(3, dtype=torch.int64))
+    for shape in ((2,), (3, 1), (1, 3), (3, 1, 1), (3, 2, 5, 5)):
+        with pytest.raises(ValueError, match=r"sigma: got shape .*, wanted one noise level, or"):
+            any_denoiser(x, torch.ones(shape))
+    with pytest.raises(ValueError, match=r"sigma: got 0.0, wanted a positive number"):
+        any_denoiser(x, torch.tensor([1.0, 0.0, 1.0]))
+    with pytest.raises(ValueError, match="sigma: got a tensor that requires gradients"):
+        any_denoiser(x, torch.ones(3, requires_grad=True))
+
+
+def test_what_samplers_read_of_a_denoiser(any_denoiser, x):
+    low, high = any_denoiser.sigma_min, any_denoiser.sigma_max
+    assert 0 < low < 1e-20
+    assert 1e10 < high < math.inf
+    for sigma in (1.1 * low, 0.9 * high):
+        assert any_denoiser(x.double() * sigma, sigma).isfinite().all()
+    for sigma in (0.3, torch.tensor(0.3, dtype=torch.float64), torch.linspace(1, 2, 5)):
+        rounded = any_denoiser.round_sigma(sigma)
+        assert torch.equal(rounded, torch.as_tensor(sigma))
+        assert rounded.dtype == torch.as_tensor(sigma).dtype
+    assert any_denoiser.shape == SHAPE
+
+
+def test_a_denoiser_moves_to_a_device(any_denoiser, x, device):
+    plain = any_denoiser(x, 0.7)
+    moved = any_denoiser.to(device)
+    torch.testing.assert_close(moved(x.to(device), 0.7).cpu(), plain)
+    if not isinstance(any_denoiser, torch.nn.Module):
+        assert type(moved) is type(any_denoiser)
+        assert moved is not any_denoiser
+        with pytest.raises(ValueError, match="device: got 'nowhere', which cannot be used"):
+            any_denoiser.to("nowhere")
 
 
 def test_a_copy_by_pickle_gives_the_same_answers(denoiser, x):
@@ -104,7 +234,7 @@ def test_posteriors_have_no_gradients(ask, of, x):
     leaf = {"z": x, "matrix": op.matrix}[of].requires_grad_()
     denoiser = fpmc.FPMC(op, op, Source(images(12, SHAPE, 0)))
     found = getattr(denoiser.posterior(x, 1.0), ask)
-    no_gradient(found if ask == "weights" else found(), leaf)
+    no_gradient(found(), leaf)
 
 
 def test_what_was_asked_in_inference_mode_can_be_differentiated_later(denoiser, x):

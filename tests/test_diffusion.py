@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import fpmc
 from fpmc import Source, diffusion
-from fpmc.source import to_uint8
+from fpmc.source import to_float, to_uint8
 from tests.helpers import images
 
 VARIANCE = torch.linspace(0.01, 1, 32, dtype=torch.float64).view(1, 2, 4, 4)
@@ -103,6 +103,46 @@ def test_a_seed_or_a_generator_decides_every_draw():
         assert not torch.equal(draw(3), draw(4))
 
 
+def test_a_generator_may_take_the_seeds_place_wherever_noise_is_drawn(digits):
+    x = to_float(digits.test[:2])
+    source, network = Source(digits.train[:20]), fpmc.methods.wiener(Source(digits.train[:20]))
+
+    def search(**draws):
+        arguments = (source, network, x, [0.5], fpmc.methods.ls, [3])
+        return fpmc.methods.search_patch_sizes(*arguments, progress=False, **draws).errors[0.5][3]
+
+    for draw in (
+        lambda **draws: diffusion.add_noise(x, 1.0, **draws),
+        lambda **draws: diffusion.initial_noise(2, (1, 4, 4), **draws),
+        lambda **draws: fpmc.sensitivity.maps(network, 1.0, x[:1], **draws),
+        lambda **draws: torch.tensor(search(**draws)),
+    ):
+        by_seed = draw(seed=3)
+        assert torch.equal(draw(generator=torch.Generator().manual_seed(3)), by_seed)
+    with pytest.raises(ValueError, match="generator: got one, and a cache, which keeps maps by"):
+        fpmc.sensitivity.maps(network, 1.0, x, generator=torch.Generator(), cache="nowhere")
+
+
+def test_noise_and_scores_of_a_level_for_each_image():
+    x, levels = VARIANCE.expand(3, -1, -1, -1), torch.tensor([0.5, 2.0, 0.5])
+    noise = diffusion.add_noise(torch.zeros_like(x), 1.0, 0)
+    z = diffusion.add_noise(x, levels, 0)
+    torch.testing.assert_close(z, x + levels.view(-1, 1, 1, 1) * noise)
+    assert torch.equal(diffusion.add_noise(x, levels[[0, 0, 0]], 0), diffusion.add_noise(x, 0.5, 0))
+    found = diffusion.score(lambda z, sigma: gaussian(z, sigma.view(-1, 1, 1, 1)), z, levels)
+    for i, sigma in enumerate(levels.tolist()):
+        torch.testing.assert_close(found[[i]], diffusion.score(gaussian, z[[i]], sigma))
+
+
+def test_levels_come_with_a_closing_zero_if_asked_for():
+    sigmas = diffusion.edm_sigmas(5, zero=True)
+    assert torch.equal(sigmas[:-1], diffusion.edm_sigmas(5))
+    assert sigmas[-1] == 0
+    z = diffusion.initial_noise(1, (2, 4, 4), 0)
+    same = diffusion.sample(gaussian, z, diffusion.edm_sigmas(5))
+    assert torch.equal(diffusion.sample(gaussian, z, sigmas), same)
+
+
 def test_progress_is_shown_when_asked_for(capsys):
     diffusion.sample(gaussian, torch.ones_like(VARIANCE), [2.0, 1.0])
     assert "sampling" not in capsys.readouterr().err
@@ -128,7 +168,18 @@ def test_progress_is_shown_when_asked_for(capsys):
         (lambda: diffusion.sample(gaussian, VARIANCE[0], [1.0]), ValueError, "z: got shape"),
         (lambda: diffusion.add_noise(VARIANCE, 0.0, 0), ValueError, "sigma: got 0.0"),
         (lambda: diffusion.add_noise(VARIANCE, 1.0, -1), ValueError, "seed: got -1"),
-        (lambda: diffusion.add_noise(VARIANCE, 1.0, None), TypeError, "seed: got None"),
+        (lambda: diffusion.add_noise(VARIANCE, 1.0), ValueError, "seed: got none and no generator"),
+        (lambda: diffusion.add_noise(VARIANCE, 1.0, "x"), TypeError, "seed: got 'x'"),
+        (
+            lambda: diffusion.add_noise(VARIANCE, 1.0, 1, generator=torch.Generator()),
+            ValueError,
+            "seed: got a generator, too",
+        ),
+        (
+            lambda: diffusion.initial_noise(1, (1, 2, 2), generator=1),
+            TypeError,
+            "generator: got int, wanted a torch.Generator",
+        ),
         (lambda: diffusion.initial_noise(0, (1, 2, 2), 0), ValueError, "n: got 0"),
         (lambda: diffusion.initial_noise(2, (2, 2), 0), ValueError, "shape: got (2, 2)"),
         (lambda: diffusion.initial_noise(2, (1, 0, 2), 0), ValueError, "shape: got 0"),

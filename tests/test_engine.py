@@ -134,7 +134,7 @@ def everything(denoiser, z, sigma):
     distance, position = nearest(z, queries, denoiser.source, denoiser.budget)
     return {
         "answer": answer.detach(),
-        "weights": posterior.weights.detach(),
+        "weights": posterior.weights().detach(),
         "means": posterior.mean().detach(),
         "effective number": posterior.effective_number().detach(),
         "distance": distance,
@@ -240,7 +240,7 @@ def test_memory_of_posteriors_stays_below_the_budget(ask):
             if ask == "nearest":
                 nearest(z, op, source, budget)
             elif ask == "weights":
-                _ = posterior.weights
+                _ = posterior.weights()
             else:
                 getattr(posterior, ask)()
         assert memory.peak <= budget + sizes.get(ask, 0)
@@ -301,7 +301,8 @@ def test_exact_along_a_sampling_run(structure):
 def test_exact_on_photographs_at_every_step_of_the_sampler(photos, process):
     """PSPC-Square, 2,000 images; the optimal denoiser beside it."""
     source = Source(photos.train)
-    pspc, optimal = fpmc.methods.pspc_square(source), fpmc.methods.optimal(source)
+    pspc = fpmc.methods.pspc_square(source, "cifar10")
+    optimal = fpmc.methods.optimal(source)
     sigmas = diffusion.edm_sigmas(18).tolist()
     if process == "forward":
         x = to_float(photos.test[:1])
@@ -357,7 +358,11 @@ class TestPosterior:
         source = similar_images(n, self.shape, sigma, seed)
         z = noisy(2, source, sigma, seed)
         posterior = FPMC(queries, responses, source).posterior(z, sigma)
-        weights, means, numbers = posterior.weights, posterior.mean(), posterior.effective_number()
+        weights, means, numbers = (
+            posterior.weights(),
+            posterior.mean(),
+            posterior.effective_number(),
+        )
         assert weights.shape == (2, queries.k, n)
         assert means.shape == (2, queries.k, *self.shape)
         dense = queries.dense()

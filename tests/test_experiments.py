@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -239,12 +240,16 @@ class TestContestants:
             ("ls", "found"),
             ("els", "found"),
             ("pspc_square", "cifar10"),
-            ("pspc_flex", "cifar10"),
             ("ls", "cifar10"),
             ("els", "cifar10"),
+            ("pspc_flex", "cifar10"),
             ("lukoianov", "0.05"),
             ("lukoianov", "0.02"),
         ]
+
+    def test_on_embedded_data_published_schedules_that_no_network_tuned_stand_beside(self, job):
+        beside = [name for name in self.names(job) if name[1] not in ("", "found")]
+        assert beside == [(n, "cifar10") for n in ("pspc_square", "pspc_flex", "lukoianov")]
 
     def test_a_method_without_a_published_schedule_for_the_data_is_left_out(self, job):
         names = self.names(replace(job, data="ffhq64", label="f", papers=True))
@@ -319,6 +324,38 @@ def folder_of_images(root, n_train=40, n_test=10):
     return root / "tiny-train"
 
 
+def test_tuning_gains_on_forward_and_reverse_z_and_goes_on_where_it_stopped(job):
+    """Rows of the error before and after, of images that chose nothing."""
+    job = replace(
+        job, method=("pspc_square",), learn=("q",), points=20, tune_steps=4, runs=job.out / "runs"
+    )
+    run(job, "tuning")
+    table = results.read(job.out.name, "tuning", job.out.parent)
+    assert [(row["z"], row["sigma"]) for row in table] == [
+        (z, sigma) for sigma in LEVELS for z in ("forward", "reverse")
+    ]
+    for row in table:
+        assert row["learn"] == "q"
+        assert row["n"] == row["validation_n"] == 20
+        apart = row["given"] - row["mse"]
+        assert math.isclose(row["gain"], apart, rel_tol=1e-3, abs_tol=1e-5 * row["given"])
+        assert row["validation"] <= row["validation_given"]
+    before = (job.out / "tuning.csv").read_bytes()
+    run(job, "tuning")
+    assert (job.out / "tuning.csv").read_bytes() == before
+    with pytest.raises(ValueError, match=r"tuning = 4 steps of 64, rate 0[.]05, wanted 5 steps"):
+        run(replace(job, tune_steps=5), "tuning")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"level": (2,)}, "--level: got 2"), ({"method": ("ls",)}, "method: got 'ls'")],
+)
+def test_tuning_names_what_it_cannot_tune(job, changes, told):
+    with pytest.raises(ValueError, match=told):
+        run(replace(job, **changes), "tuning")
+
+
 def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_path, monkeypatch):
     """On a machine without what only other data or CPUs need."""
     out = tmp_path / "tiny-jpeg"
@@ -326,7 +363,7 @@ def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_pat
     script.parent.mkdir()
     script.write_text(
         "import sys; from pathlib import Path\n"
-        "Path(sys.argv[-1]).write_text(' '.join(sys.argv[1:-2]) + chr(10))\n"
+        "Path(sys.argv[-1]).write_text(chr(10).join(['asked', ' '.join(sys.argv[1:-2]), '']))\n"
     )
     options = '{"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0}'
     words = f"--data {folder_of_images(tmp_path)} --label tiny-jpeg --out {out} --steps 4".split()
@@ -348,8 +385,9 @@ def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_pat
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     files = {path: path.read_bytes() for path in out.rglob("[!.]*") if path.is_file()}
+    tables = [name for name in results.TABLES if name != "tuning"]  # which runs where it is named
     assert {str(path.relative_to(out)) for path in files} == {
-        *(f"{name}.csv" for name in results.TABLES),
+        *(f"{name}.csv" for name in tables),
         *("each.npz", "engine/speed.csv", "samples.npz", "schedule.csv"),
         *(f"networks/{name}" for name in ("ddpmpp.safetensors", "ddpmpp.npz")),
         "networks/ncsnpp.safetensors",
@@ -364,9 +402,17 @@ def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_pat
     maps = sensitivity.read(out / "networks" / "ddpmpp.npz")
     assert len(maps) == 4
     asked = f"--data {tmp_path / 'tiny-train'} --label tiny-jpeg --n 40 --device cpu "
-    asked += "--budget 107374182\n"
-    assert files[out / "engine" / "speed.csv"].decode() == asked
-    for name in results.TABLES:
+    asked += "--budget 107374182"
+    (speed,) = results.measurements("speed", tmp_path, "tiny-jpeg")
+    assert speed["asked"] == asked
+    assert speed["arguments"] == "speed.py " + asked.replace(
+        str(tmp_path / "tiny-train"), "tiny-jpeg"
+    )
+    with pytest.raises(
+        SystemExit, match=r"speed\.csv: has rows with arguments = .* 107374182, wanted"
+    ):
+        compute.main([*words, "--stage", "engine", "--budget", "0.2"])
+    for name in tables:
         table = results.read("tiny-jpeg", name, tmp_path)
         assert {row["data"] for row in table} == {"tiny-jpeg"}
         assert {row["n_source"] for row in table} <= {40, 10}
@@ -883,6 +929,24 @@ def test_found_schedules_enter_the_package_by_a_step_of_their_own(job, tmp_path,
     assert schedules.store(job).read_text() == (job.out / "schedule.csv").read_text()
     with pytest.raises(ValueError, match="data: got 'photos32', wanted one of digits, photos"):
         schedules.store(stage("job").Job(data="photos32", out=tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits", "photos"])
+def test_of_the_stored_tables_nothing_is_left_to_compute(name, tmp_path, capsys):
+    out = tmp_path / name
+    shutil.copytree(ROOT / "results" / name, out)
+    held = {path.name: path.read_bytes() for path in out.iterdir()}
+    stage("__main__").main(["--data", name, "--out", str(out)])
+    told = capsys.readouterr().out.splitlines()
+    stages = ("schedules", "denoising", "samples")
+    assert told == [f"{stage}: nothing to do, {out} has all of it" for stage in stages]
+    assert {n: (out / n).read_bytes() for n in held} == held
+
+
+def test_a_map_is_by_default_of_as_many_images_as_the_stored_ones():
+    job = stage("job").Job(data="photos32")
+    assert {row["n"] for row in results.read("photos32", "maps")} == {job.map_images}
 
 
 def test_an_installed_package_holds_the_tables():

@@ -90,7 +90,7 @@ def test_a_published_schedule_scales_with_the_side():
 def test_pspc_square_uses_the_schedule_at_its_noise_level(photos):
     source = Source(photos.train[:50])
     z = images(1, source.shape, 0)
-    by_name = fpmc.methods.pspc_square(source)
+    by_name = fpmc.methods.pspc_square(source, "cifar10")
     by_table = fpmc.methods.pspc_square(source, {80: 16, 5: 12, 0.002: 3})
     for sigma, p in ((80, 16), (5, 12), (0.002, 3)):
         expected = fpmc.methods.pspc_square(source, p)(z, sigma)
@@ -108,7 +108,8 @@ def test_pspc_square_uses_the_schedule_at_its_noise_level(photos):
         ({1.0: 9}, ValueError, "patch_sizes: got 9"),
         ({}, ValueError, "patch_sizes: got an empty mapping"),
         ("imagenet", ValueError, "patch_sizes: got 'imagenet', wanted a number"),
-        (None, TypeError, "patch_sizes: got None"),
+        ([3], TypeError, "patch_sizes: got [3]"),
+        (None, ValueError, "patch_sizes: left out, but there is no schedule for images of no"),
     ],
 )
 def test_bad_patch_sizes_are_named(patch_sizes, error, says):
@@ -116,6 +117,56 @@ def test_bad_patch_sizes_are_named(patch_sizes, error, says):
     with pytest.raises(error) as caught:
         fpmc.methods.pspc_square(source, patch_sizes)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["digits", "photos"])
+def test_a_dataset_s_own_schedule_is_the_default(name):
+    data = fpmc.data.load(name, n_train=100) if name == "photos" else fpmc.data.load(name)
+    source, (h, w) = data.source(), data.train.shape[2:]
+    assert source.dataset == name
+    assert torch.equal(source.images, data.train)
+    z = diffusion.add_noise(source[:1], 0.5, 0)
+    maps = torch.full((h * w, h, w), 1 / (h * w))
+    for maker in (
+        fpmc.methods.pspc_square,
+        fpmc.methods.ls,
+        fpmc.methods.els,
+        fpmc.methods.lukoianov,
+        lambda source, *schedule: fpmc.methods.pspc_flex(source, maps, *schedule),
+    ):
+        few = source.without(range(50, len(source)))
+        assert torch.equal(maker(few)(z, 0.5), maker(few, name)(z, 0.5))
+
+
+def test_a_source_keeps_its_dataset_in_all_that_is_made_of_it(digits):
+    source = digits.source()
+    assert source.labels is not None
+    for made in (source.of_class(3), source.without([0]), source.unweighted(), source.to("cpu")):
+        assert made.dataset == "digits"
+    assert Source(digits.train).dataset is None
+    assert Source(digits.train[:9], dataset="digits").dataset == "digits"
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_without_a_schedule_an_error_names_the_choices_and_the_search():
+    own, photos32 = (Source(torch.zeros(2, 3, 4, 4), dataset=d) for d in (None, "photos32"))
+    makers = {
+        "patch_sizes": [fpmc.methods.pspc_square, fpmc.methods.ls, fpmc.methods.els],
+        "thresholds": [
+            fpmc.methods.lukoianov,
+            lambda source: fpmc.methods.pspc_flex(source, torch.eye(16).view(16, 4, 4)),
+        ],
+    }
+    search = {"patch_sizes": "search_patch_sizes", "thresholds": "search_thresholds"}
+    for name, denoisers in makers.items():
+        for maker in denoisers:
+            for source, of in ((own, "images of no named dataset"), (photos32, "'photos32'")):
+                with pytest.raises(ValueError, match=f"{name}: left out, .* for {of}; ") as caught:
+                    maker(source)
+                assert all(each in str(caught.value) for each in (search[name], "cifar10, "))
+                assert "fpmc.data.load(name).source()" in str(caught.value)
+    with pytest.raises(TypeError, match="dataset: got int, wanted a dataset's name"):
+        Source(torch.zeros(2, 3, 4, 4), dataset=3)
 
 
 @pytest.mark.usefixtures("as_users_do")

@@ -7,9 +7,12 @@ import struct
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from fpmc import networks
+from fpmc import networks, sensitivity, storage
+from fpmc.networks.packing import pack, unpack
 
 TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "dropout": 0.0}
 SHAPE = (3, 8, 8)
@@ -236,6 +239,44 @@ class TestFiles:
         kept = networks.load(half).model.map_noise.freqs
         assert torch.equal(kept, network.model.map_noise.freqs)
 
+    def test_a_packed_file_is_smaller_and_answers_alike(self, tmp_path):
+        network = networks.build("ddpmpp", SHAPE, **{**TINY, "channels": 32}).eval()
+        for packed in (True, False):
+            path = tmp_path / f"{packed}.safetensors"
+            networks.save(network, path, {"seed": 3}, packed=packed)
+        small, half = (tmp_path / f"{packed}.safetensors" for packed in (True, False))
+        assert small.stat().st_size < 0.75 * half.stat().st_size
+        assert networks.card(small) == {"seed": 3}
+        with torch.no_grad():
+            for sigma in (0.1, 1.0, 10.0):
+                z = noisy(sigma=sigma)
+                wanted = network(z, sigma)
+                assert (networks.load(small)(z, sigma) - wanted).norm() < 2e-3 * wanted.norm()
+
+    def test_weights_that_a_packed_file_cannot_hold_are_an_error(self, tmp_path):
+        network = networks.build("ddpmpp", SHAPE, **{**TINY, "channels": 32})
+        for value in (torch.nan, 1e6):
+            largest = max(network.parameters(), key=torch.numel)
+            largest.data.fill_(value)
+            with pytest.raises(ValueError, match="is not finite"):
+                networks.save(network, tmp_path / "network.safetensors", packed=True)
+
+    def test_packed_codes_of_another_shape_are_an_error(self, tmp_path):
+        codes, scales = pack(torch.ones(100))
+        with pytest.raises(ValueError, match=r"got \(160,\) bytes .*, wanted those of .* \(200,\)"):
+            unpack(codes, scales, torch.Size([200]))
+
+    @given(
+        st.lists(st.floats(-6e4, 6e4, width=16), min_size=1, max_size=100),
+        st.sampled_from([1.0, 1e-3]),
+    )
+    def test_packing_moves_a_weight_by_half_a_step_of_its_block(self, values, size):
+        weights = size * torch.tensor(values)
+        back = unpack(*pack(weights), weights.shape)
+        for part, its_block in zip(back.split(32), weights.split(32), strict=True):
+            largest = its_block.abs().max().item()
+            assert (part - its_block).abs().max() <= largest * (1 / 1022 + 2**-11) + 2**-25
+
     def test_a_file_cut_short_anywhere_is_an_error(self, tmp_path):
         path = tmp_path / "network.safetensors"
         networks.save(tiny(), path)
@@ -312,6 +353,24 @@ class TestFiles:
     def test_what_is_not_there_is_an_error(self, network, error, message):
         with pytest.raises(error, match=message):
             networks.load(network)
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_of_what_an_installed_package_lacks_the_error_says_where_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "results" / "cifar10-jpeg" / "networks" / "ddpmpp.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"no such file$"):
+        networks.load(path)
+    monkeypatch.setattr(storage, "INSTALLED", tmp_path)
+    says = "left out of an installed package: .* in results/cifar10-jpeg/networks$"
+    for read, name in (
+        (networks.load, path),
+        (networks.card, path),
+        (sensitivity.load, path.with_suffix(".npz")),
+    ):
+        with pytest.raises(FileNotFoundError, match=says):
+            read(name)
+    with pytest.raises(FileNotFoundError, match=r"no such file$"):
+        networks.load(tmp_path / "mine.safetensors")
 
 
 class TestShipped:

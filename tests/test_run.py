@@ -1,5 +1,10 @@
 """Running a chapter with other parameters."""
 
+import os
+import subprocess
+import sys
+import time
+
 import nbformat
 import pytest
 
@@ -156,6 +161,96 @@ def test_a_chapter_whose_minutes_are_over_ends_with_75_and_leaves_the_notebook(
 def test_another_exit_status_is_a_failed_cell(chapter, tmp_path):
     chapter.write_text(CHAPTER.replace('assert seed != 13, "unlucky"', "raise SystemExit(3)"))
     assert main([str(chapter), "-o", str(tmp_path / "out.ipynb")]) == 1
+
+
+def test_parameters_are_read_as_python_reads_them(chapter, tmp_path):
+    text = """
+patch, sigma = 5, 0.3
+size = 3  # where p = 3
+which: str | None = None  # a | b
+shape = (
+    1,
+    2,
+)
+colour = "#ff0000"
+first, *others = [1, 2]
+a = b = {"x": 1}
+"""
+    chapter.write_text(CHAPTER.replace('data = "digits"\nseed = 0\n', text))
+    assert parameters_of(chapter) == {
+        "patch": "5",
+        "sigma": "0.3",
+        "size": "3",
+        "which": "None",
+        "shape": "(\n    1,\n    2,\n)",
+        "colour": '"#ff0000"',
+        "first": "1",
+        "a": '{"x": 1}',
+        "b": '{"x": 1}',
+    }
+    code = "print(patch, sigma, size, which, shape, colour)"
+    chapter.write_text(chapter.read_text().replace("print(data, seed + 1)", code))
+    chapter.write_text(chapter.read_text().replace('assert seed != 13, "unlucky"', "pass"))
+    out = tmp_path / "out.ipynb"
+    words = ["-p", "sigma", "1.0", "-p", "shape", "[3, 4]", "-r", "colour", "2024"]
+    assert main([str(chapter), *words, "-o", str(out)]) == 0
+    assert "5 1.0 3 None [3, 4] 2024" in printed(out)
+    chapter.write_text(CHAPTER.replace("seed = 0", "seed = ="))
+    with pytest.raises(ValueError, match="its parameters are no Python"):
+        parameters_of(chapter)
+
+
+def test_raw_text_is_never_read_as_a_number(chapter, tmp_path):
+    chapter.write_text(CHAPTER.replace("print(data, seed + 1)", "print(repr(data))"))
+    for text in ("2024", "null", "[1, 2]", "true"):
+        out = tmp_path / "out.ipynb"
+        assert main([str(chapter), "-r", "data", text, "-o", str(out)]) == 0
+        assert repr(text) in printed(out)
+
+
+def test_a_kernel_that_dies_is_one_line_that_names_the_cell(chapter, tmp_path, capsys):
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    chapter.write_text(CHAPTER.replace('assert seed != 13, "unlucky"', code))
+    out = tmp_path / "out.ipynb"
+    assert main([str(chapter), "-o", str(out)]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == f"{chapter}: the kernel died in cell 3; what ran until there is in {out}"
+    assert "digits 1" in printed(out)
+    assert "the end" not in printed(out)
+
+
+def test_told_to_end_a_run_leaves_what_ran_and_nothing_else(chapter, tmp_path):
+    running, out = tmp_path / "running", tmp_path / "out.ipynb"
+    code = (
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(running)!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(600)"
+    )
+    chapter.write_text(CHAPTER.replace('assert seed != 13, "unlucky"', code))
+    command = [sys.executable, "-m", "fpmc.run", str(chapter), "-o", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (running.exists() and running.read_text()):
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert f"{chapter}: told to end; what ran until there is in {out}\n" in told, told
+    assert "digits 1" in printed(out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["chapter.md", "out.ipynb", "running"]
+    for _ in range(50):
+        if not _alive(int(running.read_text())):
+            break
+        time.sleep(0.2)
+    assert not _alive(int(running.read_text()))
+
+
+def _alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_values_arrive_as_they_are_or_are_refused(chapter, tmp_path):

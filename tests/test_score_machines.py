@@ -234,9 +234,9 @@ def test_the_published_schedules_are_used_by_name():
     source = Source(images(20, (1, 16, 16), 0))
     z = images(2, (1, 16, 16), 1)
     for sigma, p in ((80.0, 16), (5.32, 13), (1.92, 6), (0.002, 3)):
-        assert torch.equal(ls(source)(z, sigma), ls(source, p)(z, sigma))
+        assert torch.equal(ls(source, "cifar10")(z, sigma), ls(source, p)(z, sigma))
     for sigma, p in ((80.0, 16), (5.32, 14), (1.92, 8), (0.002, 3)):
-        assert torch.equal(els(source)(z, sigma), els(source, p)(z, sigma))
+        assert torch.equal(els(source, "cifar10")(z, sigma), els(source, p)(z, sigma))
     with pytest.raises(ValueError, match="'ffhq64', a schedule without one for els"):
         els(source, "ffhq64")
 

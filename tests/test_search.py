@@ -101,7 +101,7 @@ def test_progress_is_shown(source, x, capsys):
         ({"method": "ls"}, TypeError, "method: got str, wanted a function"),
         ({"sizes": [5]}, ValueError, "sizes: got 5, wanted between 1 and 4"),
         ({"sizes": []}, ValueError, "sizes: got an empty sequence"),
-        ({"seed": None}, TypeError, "seed: got None"),
+        ({"seed": "x"}, TypeError, "seed: got 'x'"),
     ],
 )
 def test_bad_input_is_named(change, error, says):

@@ -207,7 +207,7 @@ class TestFiles:
         assert sizes[0] < sizes[1] / 2
         source = Source(torch.zeros(1, 3, 16, 16))
         plain, compact = (
-            methods.pspc_flex(source, sensitivity.read(tmp_path / f"{name}.npz"))
+            methods.pspc_flex(source, sensitivity.read(tmp_path / f"{name}.npz"), "cifar10")
             for name in ("maps", "compact")
         )
         for sigma in maps:

@@ -16,12 +16,15 @@ from fpmc.data.archive import read_archive
 from fpmc.data.labels import from_folders
 from fpmc.data.parts import Part
 from fpmc.data.photos import crops
+from fpmc.source import Source
 from fpmc.storage import home
 
-__all__ = ["NAMES", "Dataset", "load"]
+__all__ = ["EMBEDDED", "NAMES", "Dataset", "load"]
 
 NAMES = ("digits", "photos", "photos32", "fashion", "cifar10", "ffhq64", "afhqv2-64")
 """The datasets that :func:`load` knows by name."""
+EMBEDDED = ("digits", "photos", "photos32", "fashion")
+"""Those that come with the package, smaller than the data of the papers."""
 
 ARCHIVES = {"ffhq64": "ffhq-64x64.zip", "afhqv2-64": "afhqv2-64x64.zip"}
 SHAPES = {"cifar10": (3, 32, 32), "ffhq64": (3, 64, 64), "afhqv2-64": (3, 64, 64)}
@@ -48,6 +51,10 @@ class Dataset:
     test: UInt8[Tensor, "m c h w"]
     train_labels: Int64[Tensor, " n"] | None = None
     test_labels: Int64[Tensor, " m"] | None = None
+
+    def source(self) -> Source:
+        """The training images as a source, with their labels and the dataset's name."""
+        return Source(self.train, labels=self.train_labels, dataset=self.name)
 
     def __repr__(self) -> str:
         c, h, w = self.train.shape[1:]

@@ -16,7 +16,7 @@ from fpmc.engine.memory import resolve
 from fpmc.operators import Box, Identity, Ones, Operator
 from fpmc.source import Source
 
-__all__ = ["Problem", "log_weights"]
+__all__ = ["Problem", "log_weights", "parts"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,16 @@ class Problem:
     def exact(self) -> bool:
         """Whether answers keep the digits of z's type."""
         return self.precision == "exact"
+
+
+def parts(
+    source: Source, log_weights: Float[Tensor, " n"] | None
+) -> list[tuple[Tensor, Float[Tensor, " m"] | None]]:
+    """Each part's images as they are stored, and its log-weights of those of all images."""
+    images = [part.detach() for part in source.parts]
+    if log_weights is None:
+        return [(part, None) for part in images]
+    return list(zip(images, log_weights.split([len(part) for part in images]), strict=True))
 
 
 def log_weights(source: Source, like: Tensor) -> Float[Tensor, " n"] | None:

@@ -17,6 +17,8 @@ status 75) goes on with the same command.
 - denoising: every method's error to the network over σ, for z from the forward process (noisy
   held-out images) and from the reverse process (the network's own sampling trajectories).
 - samples: every method's samples against another network's from the same noise.
+- tuning: how much nearer the methods come to the network with tuned queries and responses. Long:
+  it runs where it is named.
 - engine: the scripts of benchmarks/ on this device.
 """
 
@@ -35,6 +37,7 @@ from fpmc.experiments import (
     samples,
     schedules,
     train,
+    tuning,
     worth,
 )
 from fpmc.limits import OUT_OF_TIME, OutOfTimeError
@@ -43,11 +46,13 @@ __all__ = ["STAGES", "main"]
 
 STAGES = {
     stage.__name__.rpartition(".")[2]: stage
-    for stage in (train, worth, maps, schedules, denoising, samples, engine)
+    for stage in (train, worth, maps, schedules, denoising, samples, tuning, engine)
 }
 """{name: module with a function run(job, clock)}, in order."""
 ON_SHIPPED_NETWORKS = ("schedules", "denoising", "samples")
 """What is needed where the networks are shipped."""
+ON_OTHERS = tuple(name for name in STAGES if name != "tuning")
+"""What runs elsewhere if no stage is named."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,15 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         job, given = command.parse(arguments, list(STAGES), __doc__)
         shipped = job.reference_file in networks.SHIPPED
-        wanted = given.stage or (ON_SHIPPED_NETWORKS if shipped else STAGES)
+        wanted = given.stage or (ON_SHIPPED_NETWORKS if shipped else ON_OTHERS)
         for name, stage in STAGES.items():
             if name in wanted:
+                left = clock.Clock(given.minutes)
                 try:
-                    stage.run(job, clock.Clock(given.minutes))
+                    stage.run(job, left)
                 except OutOfTimeError:
                     told = f"stopped after {given.minutes:g} minutes"
                     print(f"{name}: {told}; the same command goes on")
                     sys.exit(OUT_OF_TIME)
+                if not left.longest:
+                    print(f"{name}: nothing to do, {job.out} has all of it")
         if given.store:
             print(schedules.store(job))
     except (TypeError, ValueError, OSError, ImportError, FloatingPointError) as error:

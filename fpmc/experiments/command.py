@@ -15,6 +15,7 @@ GROUPS = {
     "what": "what is compared with what",
     "much": "how much of it",
     "training": "training",
+    "tuning": "tuning",
     "engine": "engine",
 }
 

@@ -1,8 +1,9 @@
 """Who is compared: every method with a knob at the values that were published, found, or named.
 
-On small data every method's knob is searched, in full, and three published schedules stand beside.
-On the papers' data the published schedules stand for every method that has one, sides of LS and ELS
-are searched around them, and Lukoianov's threshold is 0.05 and 0.02.
+On small data every method's knob is searched, in full, and published schedules that were not tuned
+to a network stand beside. On the papers' data all published schedules stand, those that were tuned
+to a network are searched around, and thresholds that the papers use at all levels take the place of
+a schedule. Which are which, :data:`fpmc.methods.METHODS` and the schedules' tables say.
 """
 
 import hashlib
@@ -15,12 +16,10 @@ from fpmc.methods import schedules
 from fpmc.methods.registry import METHODS
 from fpmc.results import contestant
 
-__all__ = ["KNOBS", "Contestant", "contestants", "published", "searched", "values", "wanted"]
+__all__ = ["KNOBS", "Contestant", "contestants", "searched", "values", "wanted"]
 
 KNOBS = tuple(name for name in COMPARED if METHODS[name].knob)
 """The methods that have a schedule."""
-THRESHOLDS = (0.05, 0.02)
-"""Lukoianov's thresholds that the papers used."""
 
 
 class Contestant(NamedTuple):
@@ -52,14 +51,9 @@ def values(job: Job, method: str) -> list[float]:
     return [*odd, job.side] if known.inside and job.side % 2 == 0 else odd
 
 
-def published(job: Job) -> str:
-    """The name of the published schedule: the data's own, or CIFAR-10's."""
-    return job.data if job.data in schedules.PUBLISHED else "cifar10"
-
-
 def searched(job: Job) -> list[str]:
     """The methods whose knob is searched."""
-    return ["ls", "els"] if job.papers else list(KNOBS)
+    return [name for name in KNOBS if METHODS[name].tuned or not job.papers]
 
 
 def contestants(job: Job, found: dict[str, dict[float, float]]) -> Iterator[Contestant]:
@@ -69,27 +63,20 @@ def contestants(job: Job, found: dict[str, dict[float, float]]) -> Iterator[Cont
         job: What is compared with what.
         found: {method: {sigma: value}}, what the search found.
     """
-    for name in wanted(job, ("optimal", "wiener")):
+    for name in wanted(job, (name for name in COMPARED if not METHODS[name].knob)):
         yield Contestant(name, "", None)
     for name in found:
         convert = int if METHODS[name].has_sides else float
         yield Contestant(name, "found", {s: convert(v) for s, v in found[name].items()})
-    schedule = published(job)
-    three = ("pspc_square", "pspc_flex", "lukoianov")
-    for name in wanted(job, ("pspc_square", "pspc_flex", "ls", "els") if job.papers else three):
-        if _is_published(schedule, name):
+    schedule = schedules.published_for(job.data)
+    for name in wanted(job, KNOBS):
+        used, tuned = METHODS[name].used, METHODS[name].tuned
+        if job.papers and used:
+            yield from (Contestant(name, f"{tau:g}", tau) for tau in used)
+        elif (job.papers or not tuned) and name in schedules.columns(schedule):
             yield Contestant(name, schedule, schedule)
-    for tau in THRESHOLDS if job.papers and wanted(job, ("lukoianov",)) else ():
-        yield Contestant("lukoianov", f"{tau:g}", tau)
 
 
 def wanted(job: Job, names: Iterable[str]) -> list[str]:
     """Those of the methods that are to run."""
     return [name for name in names if not job.method or name in job.method]
-
-
-def _is_published(schedule: str, method: str) -> bool:
-    try:
-        return bool(schedules.published(schedule, method))
-    except ValueError:
-        return False

@@ -9,10 +9,11 @@ import torch
 import fpmc
 from fpmc import data, diffusion, methods, networks, sensitivity
 from fpmc.data import fingerprint
-from fpmc.experiments.options import LARGE, Options
+from fpmc.experiments.options import Options
 from fpmc.experiments.provenance import provenance
 from fpmc.experiments.tables import Table
 from fpmc.methods.registry import METHODS
+from fpmc.methods.schedules import published, published_for
 from fpmc.networks.recipes import Recipe, recipe
 from fpmc.source import to_float
 
@@ -150,7 +151,9 @@ class Job(Options):
 
     @cached_property
     def levels(self) -> list[float]:
-        return diffusion.edm_sigmas(self.steps or LARGE.get(self.data, 18)).tolist()
+        """The sampler's: as many as asked for, or as the published schedules have."""
+        table = published(published_for(self.data), "pspc_square")
+        return diffusion.edm_sigmas(self.steps or len(table)).tolist()
 
     @property
     def side(self) -> int:

@@ -9,11 +9,10 @@ pixels for a threshold up to that share changes. The share is the published thre
 from torch import Tensor
 
 from fpmc import sensitivity
-from fpmc.experiments import contest
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job
 from fpmc.experiments.tables import Table
-from fpmc.methods.schedules import threshold_schedule
+from fpmc.methods.schedules import published_for, threshold_schedule
 
 __all__ = ["run"]
 
@@ -55,7 +54,7 @@ def _fill(job: Job, clock: Clock, table: Table, x: Tensor, settings: dict[str, o
     for sigma in job.levels:
         with clock.unit("maps"):
             maps[sigma] = sensitivity.maps(job.reference, sigma, x, progress=True, **options).cpu()
-    tau = threshold_schedule(contest.published(job), "pspc_flex", "thresholds")
+    tau = threshold_schedule(published_for(job.data), "pspc_flex", "thresholds")
     job.maps_file.parent.mkdir(parents=True, exist_ok=True)
 
     def share(sigma: float) -> float:

@@ -8,19 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from fpmc.checks import as_device, as_positive, as_whole_number
-from fpmc.data import NAMES
+from fpmc.data import EMBEDDED, NAMES
 from fpmc.engine import as_precision
 from fpmc.experiments.provenance import ROOT
+from fpmc.finetuning.module import LEARN
 from fpmc.methods.registry import METHODS
 
-__all__ = ["COMPARED", "LARGE", "SMALL", "Options"]
+__all__ = ["COMPARED", "Options"]
 
-LARGE = {"ffhq64": 40, "afhqv2-64": 40}
-"""Noise levels of the sampler where they are not 18."""
-SMALL = ("digits", "photos", "photos32", "fashion")
-"""Datasets on which every knob is searched in full; elsewhere near the published schedule."""
 COMPARED = tuple(name for name, method in METHODS.items() if method.compared)
 """The methods that are compared."""
+DEFAULTS = {"points": 64, "samples": 32, "sources": {"els": 1_500}, "map_images": 16}
+"""How much is computed where nothing is said."""
+STORED = {
+    "digits": {"samples": 64},
+    "photos": {"points": 12, "samples": 10, "sources": {"els": 500}},
+    "photos32": {"map_images": 2},
+}
+"""What of it the stored tables have otherwise, so that nothing is left to compute of them."""
 TAKEN = (*NAMES, "engine")
 """Names in the folder of results, which no folder of images may take as its label."""
 
@@ -87,13 +92,17 @@ class Options:
         (), "run this one alone (again for others)", group="what", choices=COMPARED
     )
 
-    points: int = option(
-        64, "noisy images per noise level (default: 64)", group="much", type=int, least=1
-    )
+    points: int | None = option(
+        None, "noisy images per noise level (default: the stored tables', or 64)", group="much",
+        type=int, least=1,
+    )  # fmt: skip
     search_points: int | None = option(
         None, "the same for the stage schedules (default: as many)", group="much", type=int, least=1
     )
-    samples: int = option(32, "samples per method (default: 32)", group="much", type=int, least=1)
+    samples: int | None = option(
+        None, "samples per method (default: the stored tables', or 32)", group="much", type=int,
+        least=1,
+    )  # fmt: skip
     part: int | None = option(
         None, "samples at a time, kept when done (default: all)", group="much", type=int, least=1
     )
@@ -105,12 +114,13 @@ class Options:
         least=2,
     )  # fmt: skip
     sources: Mapping[str, int] = option(
-        {"els": 1_500}, "images that a method sees, if not all (default: els=1500)",
+        {}, "images that a method sees, if not all (default: the stored tables', or els=1500)",
         group="much", metavar="METHOD=N",
     )  # fmt: skip
-    map_images: int = option(
-        16, "noisy images per map (default: 16)", group="much", type=int, least=1
-    )
+    map_images: int | None = option(
+        None, "noisy images per map (default: the stored ones', or 16)", group="much", type=int,
+        least=1,
+    )  # fmt: skip
 
     arch: tuple[str, ...] = option(
         (), "train this one alone", group="training", choices=("ddpmpp", "ncsnpp")
@@ -127,6 +137,26 @@ class Options:
         None, "let torch.compile fuse the steps, which needs a compiler (default: on cuda)",
         group="training",
     )  # fmt: skip
+
+    learn: tuple[str, ...] = option(
+        (), "tune this alone: q, r or qr (again for others)", group="tuning", choices=LEARN
+    )
+    level: tuple[int, ...] = option(
+        (), "tune at this level alone, from 0, the highest (again for others)", group="tuning",
+        type=int,
+    )  # fmt: skip
+    tune_steps: int = option(
+        120, "steps of a tuning (default: 120)", group="tuning", type=int, least=1
+    )
+    tune_batch: int = option(
+        64, "images of a step (default: 64)", group="tuning", type=int, least=1
+    )
+    tune_rate: float = option(
+        0.05, "learning rate (default: 0.05)", group="tuning", type=float, positive=True
+    )
+    subset: int | None = option(
+        None, "source images drawn for each step (default: all)", group="tuning", type=int, least=1
+    )
 
     benchmark: tuple[str, ...] = option(
         (),
@@ -151,10 +181,12 @@ class Options:
             as_whole_number(n, f"sources: {name}", 1)
         settled = {
             "label": self.label or Path(os.path.abspath(self.data)).stem,
-            "papers": self.data not in SMALL if self.papers is None else self.papers,
+            "papers": self.data not in EMBEDDED if self.papers is None else self.papers,
             "batch": self.batch or (1000 if on_cuda else 16),
             "compiled": on_cuda if self.compiled is None else self.compiled,
         }
+        usual = DEFAULTS | STORED.get(self.data, {})
+        settled |= {name: getattr(self, name) or value for name, value in usual.items()}
         label = settled["label"]
         if Path(label).name != label or label == "..":
             raise ValueError(f"label: got {label!r}, wanted a name of a folder, not a path")

@@ -13,7 +13,7 @@ from fpmc.experiments import contest
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job, in_batches
 from fpmc.experiments.tables import Table, numbers
-from fpmc.methods.schedules import FOUND, patch_schedule
+from fpmc.methods.schedules import FOUND, patch_schedule, published_for
 from fpmc.methods.search import errors_around
 from fpmc.storage import whole, write_rows
 
@@ -96,7 +96,7 @@ def _search(
     for name, i in tqdm(work, desc=progress, disable=progress is None):
         tried, measure = contest.values(job, name), partial(error, name, i)
         if job.papers:
-            p = patch_schedule(contest.published(job), name, job.side)(job.levels[i])
+            p = patch_schedule(published_for(job.data), name, job.side)(job.levels[i])
             errors = errors_around(tried, p, measure)
         else:
             errors = {value: measure(value) for value in tried}

@@ -29,6 +29,7 @@ __all__ = ["SETTINGS", "Table", "arrays", "keep_arrays", "numbers"]
 HASHES = ("network_hash", "data_hash")
 """Settings without which nobody can tell by which network and on which images a row was made."""
 SETTINGS = ("n", "n_source", "steps", "seed", "precision", *HASHES, "schedule_hash", "maps_hash")
+SETTINGS += ("arguments", "tuning", "validation_n")
 """The columns that hold settings. A row that is older than a column has nothing to compare there,
 and counts as it is; without one of :data:`HASHES` only in a table that is trusted."""
 
@@ -40,7 +41,8 @@ class Table:
 
     Args:
         path: The file.
-        key: The columns that tell rows apart.
+        key: The columns that tell rows apart; none if one row stands for all, as in a table that
+            was made at once.
         trusted: Whether rows without :data:`HASHES` can only be of the networks and images that
             are asked about.
 
@@ -67,9 +69,10 @@ class Table:
             return False
         differs = self._difference(row, settings)
         if differs:
+            told = f"a row of {', '.join(self._key(head))}" if self.key else "rows"
             raise ValueError(
-                f"{self.path}: has a row of {', '.join(self._key(head))} {differs}: "
-                "name another folder as --out, or ask for the same"
+                f"{self.path}: has {told} {differs}: name another folder as --out, or ask for the "
+                "same"
             )
         return True
 

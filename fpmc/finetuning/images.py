@@ -31,6 +31,7 @@ class Tuned:
 
     def __init__(self, images: Any, source: Source):
         self.prints = fingerprints(source)
+        self.families = _families(source)
         places = defaultdict(list)
         for position, found in enumerate(self.prints):
             places[found].append(position)
@@ -50,9 +51,25 @@ class Tuned:
         return self.images.read(index)
 
     def positions(self, index: Int[Tensor, " b"]) -> Int[Tensor, " m"]:
-        """Where in the source these images are, and all copies of them."""
-        found = {position for i in index.tolist() for position in self.copies[i]}
+        """Where in the source these images are, and all copies of them: those with the same pixels,
+        and what was made of the same image.
+        """
+        same = {position for i in index.tolist() for position in self.copies[i]}
+        found = {position for one in same for position in self.families.get(one, [one])}
         return torch.tensor(sorted(found), dtype=torch.long)
+
+
+def _families(source: Source) -> dict[int, list[int]]:
+    """For each image that is a copy or has some: where it is, its original and all copies of it."""
+    found = defaultdict(list)
+    if source.parents is None:
+        return found
+    for position in (source.parents >= 0).nonzero()[:, 0].tolist():
+        parent = int(source.parents[position])
+        family = found[parent] = found[parent] or [parent]
+        family.append(position)
+        found[position] = family
+    return found
 
 
 def as_pixels(images: Any, name: str, shape: tuple[int, int, int]) -> Tensor:

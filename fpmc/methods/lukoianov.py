@@ -11,7 +11,7 @@ from fpmc.checks import kind
 from fpmc.collection import FPMC
 from fpmc.gaussian import Gaussian
 from fpmc.levels import Latest
-from fpmc.methods.schedules import threshold_schedule
+from fpmc.methods.schedules import own, threshold_schedule
 from fpmc.operators import Dense, Identity
 from fpmc.source import Source, as_source
 
@@ -20,7 +20,7 @@ __all__ = ["lukoianov"]
 
 def lukoianov(
     source: Source,
-    threshold: float | Mapping[float, float] | str = "cifar10",
+    thresholds: float | Mapping[float, float] | str | None = None,
     *,
     gaussian: Gaussian | None = None,
     budget: int | None = None,
@@ -36,9 +36,10 @@ def lukoianov(
 
     Args:
         source: S.
-        threshold: τ, from 0 to 1: a number, a {sigma: τ} mapping (the nearest sigma on a
+        thresholds: τ, from 0 to 1: a number, a {sigma: τ} mapping (the nearest sigma on a
             logarithmic scale wins), or a schedule's name, published ("cifar10", ...) or found
-            ("digits", "photos"): see :mod:`fpmc.methods.schedules`.
+            ("digits", "photos"): see :mod:`fpmc.methods.schedules`. The schedule of the source's
+            dataset if left out.
         gaussian: The mean and covariance that the filter is made from; the source's own if left
             out. Give one to decompose it once for several denoisers.
         budget: Bytes of working memory, see :class:`fpmc.FPMC`.
@@ -46,12 +47,13 @@ def lukoianov(
     Raises:
         TypeError: If the source is not an :class:`fpmc.Source`, the Gaussian none, or a threshold
             not a number.
-        ValueError: If a threshold lies outside its range, no schedule has that name, or the
-            Gaussian is one of other images.
+        ValueError: If a threshold lies outside its range, no schedule has that name, it is left out
+            and the source's dataset has none, or the Gaussian is one of other images.
 
     Source: Lukoianov et al. (2025); Niedoba et al. (2026), equations (69) to (73) and (89) to (91).
     """
-    source, tau = as_source(source), threshold_schedule(threshold, "lukoianov", "threshold")
+    thresholds = own(thresholds, as_source(source), "lukoianov", "thresholds")
+    tau = threshold_schedule(thresholds, "lukoianov", "thresholds")
     if gaussian is None:
         gaussian = Gaussian.of_source(source, budget)
     elif not isinstance(gaussian, Gaussian):

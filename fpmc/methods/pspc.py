@@ -12,7 +12,7 @@ from torch import Tensor
 from fpmc.checks import kind
 from fpmc.collection import FPMC
 from fpmc.levels import Constant, Latest, nearest_level
-from fpmc.methods.schedules import ScheduledBox, patch_schedule, threshold_schedule
+from fpmc.methods.schedules import ScheduledBox, own, patch_schedule, threshold_schedule
 from fpmc.operators import Dense, Ones, Operator
 from fpmc.source import Source, as_source
 
@@ -21,7 +21,7 @@ __all__ = ["pspc_flex", "pspc_square"]
 
 def pspc_square(
     source: Source,
-    patch_sizes: int | Mapping[float, int] | str = "cifar10",
+    patch_sizes: int | Mapping[float, int] | str | None = None,
     *,
     budget: int | None = None,
 ) -> FPMC:
@@ -35,16 +35,19 @@ def pspc_square(
         source: S.
         patch_sizes: p, from 1 to the image's shorter side: a number, a {sigma: p} mapping, or a
             schedule's name, published ("cifar10", ...) or found ("digits", "photos"): see
-            :func:`fpmc.methods.schedules.patch_schedule`.
+            :func:`fpmc.methods.schedules.patch_schedule`. The schedule of the source's dataset if
+            left out.
         budget: Bytes of working memory, see :class:`fpmc.FPMC`.
 
     Raises:
         TypeError: If the source is not an :class:`fpmc.Source`, or a patch size not a whole number.
-        ValueError: If a patch size lies outside its range, or no schedule has that name.
+        ValueError: If a patch size lies outside its range, no schedule has that name, or it is left
+            out and the source's dataset has none.
 
     Source: Niedoba et al. (2025); Niedoba et al. (2026), equations (35) to (38).
     """
     shape = as_source(source).shape[1:]
+    patch_sizes = own(patch_sizes, source, "pspc_square", "patch_sizes")
     squares = ScheduledBox(shape, patch_schedule(patch_sizes, "pspc_square", min(shape)))
     return FPMC(squares, squares, source, budget=budget)
 
@@ -52,7 +55,7 @@ def pspc_square(
 def pspc_flex(
     source: Source,
     sensitivity: Float[Tensor, "k h w"] | Mapping[float, Float[Tensor, "k h w"]],
-    thresholds: float | Mapping[float, float] | str = "cifar10",
+    thresholds: float | Mapping[float, float] | str | None = None,
     *,
     budget: int | None = None,
 ) -> FPMC:
@@ -72,18 +75,20 @@ def pspc_flex(
             scale wins.
         thresholds: τ, above 0 and up to 1: a number, a {sigma: τ} mapping, or a schedule's name,
             published ("cifar10", ...) or found ("digits", "photos"): see
-            :mod:`fpmc.methods.schedules`.
+            :mod:`fpmc.methods.schedules`. The schedule of the source's dataset if left out.
         budget: Bytes of working memory, see :class:`fpmc.FPMC`.
 
     Raises:
         TypeError: If the source is not an :class:`fpmc.Source`, the maps are no floating-point
             tensor, or a threshold is no number.
         ValueError: If the maps have another shape, negative or non-finite values or another sum, a
-            threshold lies outside its range, or no schedule has that name.
+            threshold lies outside its range, no schedule has that name, or it is left out and the
+            source's dataset has none.
 
     Source: Niedoba et al. (2025); Niedoba et al. (2026), equations (39) to (42).
     """
     h, w = as_source(source).shape[1:]
+    thresholds = own(thresholds, source, "pspc_flex", "thresholds")
     tau = threshold_schedule(thresholds, "pspc_flex", "thresholds", zero=False)
     if isinstance(sensitivity, Mapping):
         checked = {sigma: _as_maps(maps, h, w) for sigma, maps in sensitivity.items()}

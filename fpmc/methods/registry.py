@@ -19,12 +19,15 @@ class Method(NamedTuple):
         maker: The function from a source (and a value of the knob) to a denoiser.
         title: What readers are told.
         colour: The same in every figure.
-        knob: The argument that a schedule gives, "patch_sizes" or a threshold; None if none does.
+        knob: The argument that a schedule gives, "patch_sizes" or "thresholds"; None if none does.
         needs: What else the maker takes: "sensitivity" or "gaussian"; None if nothing.
         precision: Whether its answers can be asked for in another precision than exact.
         compared: Whether comparisons with a network have it.
         tried: What a search of thresholds tries.
         inside: Whether patches stay inside the image, so that one may be the whole image.
+        tuned: Whether its published schedule was found by nearness to a network, so that a search
+            around it is due on any data.
+        used: Thresholds that the papers use at all noise levels, in place of a schedule.
     """
 
     maker: Callable[..., Any]
@@ -36,6 +39,8 @@ class Method(NamedTuple):
     compared: bool = True
     tried: tuple[float, ...] = ()
     inside: bool = False
+    tuned: bool = False
+    used: tuple[float, ...] = ()
 
     @property
     def has_sides(self) -> bool:
@@ -47,8 +52,8 @@ METHODS = {
     "optimal": Method(optimal, "optimal", "#d1603d"),
     "wiener": Method(wiener, "Wiener", "#9a6a4f", precision=False),
     "pspc_square": Method(pspc_square, "PSPC-Square", "#3f88c5", "patch_sizes", inside=True),
-    "ls": Method(ls, "LS", "#c2559d", "patch_sizes"),
-    "els": Method(els, "ELS", "#7d8f3a", "patch_sizes", precision=False),
+    "ls": Method(ls, "LS", "#c2559d", "patch_sizes", tuned=True),
+    "els": Method(els, "ELS", "#7d8f3a", "patch_sizes", precision=False, tuned=True),
     "es": Method(es, "ES", "#b0a04a", precision=False, compared=False),
     "pspc_flex": Method(
         pspc_flex,
@@ -59,7 +64,13 @@ METHODS = {
         tried=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
     ),
     "lukoianov": Method(
-        lukoianov, "Lukoianov", "#5a55c4", "threshold", "gaussian", tried=(0.02, 0.05, 0.1, 0.2)
+        lukoianov,
+        "Lukoianov",
+        "#5a55c4",
+        "thresholds",
+        "gaussian",
+        tried=(0.02, 0.05, 0.1, 0.2),
+        used=(0.05, 0.02),
     ),
 }
 """{name: method}, in the order of the tables."""

@@ -16,14 +16,18 @@ from typing import Any
 from fpmc.checks import as_fraction, as_whole_number
 from fpmc.levels import Constant, nearest_level
 from fpmc.operators import Box
+from fpmc.source import Source
 
 __all__ = [
     "FOUND",
     "PUBLISHED",
     "ScheduledBox",
+    "columns",
     "found",
+    "own",
     "patch_schedule",
     "published",
+    "published_for",
     "threshold_schedule",
 ]
 
@@ -74,16 +78,54 @@ def _rows(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(table.read_text().splitlines()))
 
 
-def _columns(name: str) -> list[str]:
-    """The methods that a table has a schedule for."""
+def columns(name: str) -> list[str]:
+    """The methods that a published or found table has a schedule for.
+
+    Raises:
+        ValueError: If there is no such table.
+    """
+    if name not in SIDES:
+        raise ValueError(f"schedule: got {name!r}, wanted one of {', '.join(SIDES)}")
     return [column for column in _rows(name)[0] if column not in ("step", "sigma")]
 
 
+def published_for(data: str) -> str:
+    """The name of the published schedules for a dataset: its own, or else CIFAR-10's."""
+    return data if data in PUBLISHED else "cifar10"
+
+
 def _table(name: str, column: str) -> Mapping[float, float]:
-    columns = _columns(name)
-    if column not in columns:
-        raise ValueError(f"column: got {column!r}, wanted one of {', '.join(columns)} in {name}")
+    having = columns(name)
+    if column not in having:
+        raise ValueError(f"column: got {column!r}, wanted one of {', '.join(having)} in {name}")
     return MappingProxyType({float(row["sigma"]): float(row[column]) for row in _rows(name)})
+
+
+def own(values: Any, source: Source, column: str, name: str) -> Any:
+    """The values, or if there are none the name of the schedule of the source's dataset.
+
+    Args:
+        values: What was given; None if nothing was.
+        source: S.
+        column: The method whose schedule it is.
+        name: What an error calls it.
+
+    Raises:
+        ValueError: If nothing was given, and the source is of no dataset that has a schedule for
+            the method.
+    """
+    if values is not None:
+        return values
+    having = [schedule for schedule in SIDES if column in columns(schedule)]
+    if source.dataset in having:
+        return source.dataset
+    of = "images of no named dataset" if source.dataset is None else f"{source.dataset!r}"
+    search = "search_patch_sizes" if name == "patch_sizes" else "search_thresholds"
+    raise ValueError(
+        f"{name}: left out, but there is no schedule for {of}; wanted a number, a mapping from "
+        f"sigma to numbers such as fpmc.methods.{search} finds, or one of {', '.join(having)}. The "
+        "source of a named dataset is fpmc.data.load(name).source()"
+    )
 
 
 def patch_schedule(
@@ -168,7 +210,7 @@ def _schedule(
                 f"{name}: got {values!r}, wanted a number, a mapping from sigma to numbers, or one "
                 f"of {', '.join(SIDES)}"
             )
-        having = [schedule for schedule in SIDES if column in _columns(schedule)]
+        having = [schedule for schedule in SIDES if column in columns(schedule)]
         if values not in having:
             raise ValueError(
                 f"{name}: got {values!r}, a schedule without one for {column}, wanted one of "

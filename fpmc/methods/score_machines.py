@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from fpmc.collection import FPMC
 from fpmc.equivariant import Equivariant
-from fpmc.methods.schedules import ScheduledBox, patch_schedule
+from fpmc.methods.schedules import ScheduledBox, own, patch_schedule
 from fpmc.operators import Identity
 from fpmc.source import Source, as_source
 
@@ -13,7 +13,7 @@ __all__ = ["els", "es", "ls"]
 
 def ls(
     source: Source,
-    patch_sizes: int | Mapping[float, int] | str = "cifar10",
+    patch_sizes: int | Mapping[float, int] | str | None = None,
     *,
     budget: int | None = None,
 ) -> FPMC:
@@ -28,18 +28,20 @@ def ls(
 
     Raises:
         TypeError: If the source is not an :class:`fpmc.Source`, or a patch size not a whole number.
-        ValueError: If a patch size lies outside its range, or no schedule has that name.
+        ValueError: If a patch size lies outside its range, no schedule has that name, or it is left
+            out and the source's dataset has none.
 
     Source: Kamb and Ganguli (2025); Niedoba et al. (2026), equations (43) to (59).
     """
     shape = as_source(source).shape[1:]
+    patch_sizes = own(patch_sizes, source, "ls", "patch_sizes")
     p = patch_schedule(patch_sizes, "ls", min(shape))
     return FPMC(ScheduledBox(shape, p, "clip"), Identity(shape), source, budget=budget)
 
 
 def els(
     source: Source,
-    patch_sizes: int | Mapping[float, int] | str = "cifar10",
+    patch_sizes: int | Mapping[float, int] | str | None = None,
     *,
     budget: int | None = None,
 ) -> Equivariant:
@@ -61,11 +63,13 @@ def els(
 
     Raises:
         TypeError: If the source is not an :class:`fpmc.Source`, or a patch size not a whole number.
-        ValueError: If a patch size lies outside its range, or no schedule has that name.
+        ValueError: If a patch size lies outside its range, no schedule has that name, or it is left
+            out and the source's dataset has none.
 
     Source: Kamb and Ganguli (2025); Niedoba et al. (2026), equations (60) to (68).
     """
-    p = patch_schedule(patch_sizes, "els", min(as_source(source).shape[1:]))
+    patch_sizes = own(patch_sizes, as_source(source), "els", "patch_sizes")
+    p = patch_schedule(patch_sizes, "els", min(source.shape[1:]))
     return Equivariant(p, source, budget=budget)
 
 

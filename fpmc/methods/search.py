@@ -48,7 +48,8 @@ def search_patch_sizes(
     method: Method,
     sizes: Iterable[int] | None = None,
     *,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | None = None,
+    generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> Search:
     r"""The patch size p(σ) with the lowest error to a network, on noisy held-out images.
@@ -68,20 +69,23 @@ def search_patch_sizes(
             :func:`fpmc.methods.ls`.
         sizes: The sides to try, from 1 to the image's shorter side; every odd one from 3 if left
             out.
-        seed: A seed or a generator, for z.
+        seed: A seed or a generator, for z; 0 if neither is given.
+        generator: A generator, in the seed's place.
         progress: Whether to show a progress bar.
 
     Raises:
         TypeError: If an argument is of another type, or a denoiser's answer no tensor.
         ValueError: If x has another shape or NaN, there are no noise levels or no sizes, or one
-            lies outside its range, or a denoiser answers in another shape.
+            lies outside its range, or a denoiser answers in another shape, or both seed and
+            generator are given.
 
     Source: Niedoba et al. (2026), section C.1.
     """
     side = min(as_source(source).shape[1:])
     sizes = range(min(SMALLEST_PATCH, side), side + 1, 2) if sizes is None else sizes
     sizes = [as_whole_number(p, "sizes", 1, side) for p in _listed(sizes, "sizes")]
-    return _search(source, network, x, sigmas, method, sizes, "sizes", seed, progress)
+    draws = as_generator(seed, generator, otherwise=0)
+    return _search(source, network, x, sigmas, method, sizes, "sizes", draws, progress)
 
 
 def search_thresholds(
@@ -92,14 +96,16 @@ def search_thresholds(
     method: Method,
     thresholds: Iterable[float],
     *,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | None = None,
+    generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> Search:
     """The threshold τ(σ) with the lowest error to a network, found as patch sizes are.
 
     Args:
         source: S.
-        network: D_θ, as in :func:`search_patch_sizes`, like x, sigmas, seed and progress.
+        network: D_θ, as in :func:`search_patch_sizes`, like x, sigmas, seed, generator and
+            progress.
         x: Clean images that are not in the source, in [-1, 1], shape (b, c, h, w).
         sigmas: The noise levels, each positive.
         method: A function from a source and a threshold to a denoiser, such as
@@ -107,7 +113,8 @@ def search_thresholds(
             ``partial(fpmc.methods.lukoianov, gaussian=fpmc.methods.wiener(source))``, with the
             covariance decomposed once.
         thresholds: The values to try, from 0 to 1.
-        seed: A seed or a generator, for z.
+        seed: A seed or a generator, for z; 0 if neither is given.
+        generator: A generator, in the seed's place.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -115,7 +122,8 @@ def search_thresholds(
         ValueError: As :func:`search_patch_sizes` does.
     """
     values = [as_fraction(tau, "thresholds") for tau in _listed(thresholds, "thresholds")]
-    return _search(source, network, x, sigmas, method, values, "thresholds", seed, progress)
+    draws = as_generator(seed, generator, otherwise=0)
+    return _search(source, network, x, sigmas, method, values, "thresholds", draws, progress)
 
 
 def errors_around(
@@ -144,10 +152,9 @@ def errors_around(
 
 
 @torch.no_grad()
-def _search(source, network, x, sigmas, method, values, name, seed, progress) -> Search:
+def _search(source, network, x, sigmas, method, values, name, generator, progress) -> Search:
     x = as_images(x, "x", as_source(source).shape)
     levels = [as_noise_level(sigma, "sigmas") for sigma in _listed(sigmas, "sigmas")]
-    generator = as_generator(seed)
     for argument, function in (("network", network), ("method", method)):
         if not callable(function):
             raise TypeError(f"{argument}: got {type(function).__name__}, wanted a function")

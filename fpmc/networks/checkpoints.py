@@ -9,14 +9,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
 
 from fpmc.networks.architectures import build
+from fpmc.networks.packing import pack, unpack
 from fpmc.networks.preconditioning import SIGMA_DATA, Preconditioned
-from fpmc.storage import whole
+from fpmc.storage import missing, whole
 
 __all__ = ["read_card", "read_network", "save"]
 
-FORMAT = "fpmc network 1"
+FORMAT, PACKED = "fpmc network 1", "fpmc network 1, packed"
+SCALES = ".scales"
+"""What the name of a parameter's scales ends in, in a packed file."""
+LEAST_PACKED = 5_000
+"""Fewer numbers stay as they are: there are few of them, and first and last layers matter most."""
 
 
 def save(
@@ -24,6 +30,8 @@ def save(
     path: str | os.PathLike,
     card: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float16,
+    *,
+    packed: bool = False,
 ) -> None:
     """Write a network made by :func:`fpmc.networks.build`, whole or not at all.
 
@@ -32,6 +40,10 @@ def save(
         path: Where to, a name that ends in .safetensors; an existing file is replaced.
         card: What is to be remembered of it: anything that JSON can hold.
         dtype: The type of the stored parameters; buffers keep theirs.
+        packed: Whether parameters of more than 5,000 numbers take ten bits a number instead
+            (:mod:`fpmc.networks.packing`). The file has two thirds of its size in float16. It moves
+            the answers of networks of 4.7 million parameters for 32 x 32 pixels by less than 1e-3
+            of their norm up to sigma = 10, and by about 2e-3 at 80.
 
     Raises:
         TypeError: If it is no network of ours.
@@ -46,22 +58,39 @@ def save(
         raise ValueError(f"path: got {str(path)!r}, wanted a name that ends in .safetensors")
     if network.architecture is None:
         raise ValueError("network: has no architecture, wanted one that fpmc.networks.build made")
-    buffers = dict(network.named_buffers())
-    tensors = {
-        name: (value if name in buffers else value.to(dtype)).contiguous().cpu()
-        for name, value in network.state_dict().items()
-    }
+    tensors = _stored(network, dtype, packed)
     bad = [name for name, value in tensors.items() if not value.isfinite().all()]
     if bad:
         raise ValueError(f"network: {bad[0]} is not finite in {dtype}")
     metadata = {
-        "format": FORMAT,
+        "format": PACKED if packed else FORMAT,
         "architecture": json.dumps(network.architecture),
         "sigma_data": repr(float(network.sigma_data)),
         "card": json.dumps(dict(card or {})),
     }
     with whole(path) as beside:
         beside.write_bytes(safetensors_bytes(tensors, metadata))
+
+
+def _stored(network: Preconditioned, dtype: torch.dtype, packed: bool) -> dict[str, Tensor]:
+    buffers, tensors = dict(network.named_buffers()), {}
+    for name, value in network.state_dict().items():
+        if packed and name not in buffers and value.numel() > LEAST_PACKED:
+            tensors[name], tensors[name + SCALES] = pack(value)
+        else:
+            tensors[name] = (value if name in buffers else value.to(dtype)).contiguous().cpu()
+    return tensors
+
+
+def _unpacked(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a packed file, in the shapes of those of the network."""
+    return {
+        name: unpack(value, tensors[name + SCALES], like[name].shape)
+        if name + SCALES in tensors
+        else value
+        for name, value in tensors.items()
+        if not name.endswith(SCALES)
+    }
 
 
 def read_network(path: str | os.PathLike) -> Preconditioned:
@@ -78,6 +107,8 @@ def read_network(path: str | os.PathLike) -> Preconditioned:
             architecture["arch"], tuple(architecture["shape"]), **architecture["options"]
         )
         network.sigma_data = float(metadata.get("sigma_data", SIGMA_DATA))
+        if metadata["format"] == PACKED:
+            tensors = _unpacked(tensors, network.state_dict())
         network.float().load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its weights do not fit its architecture ({error})") from error
@@ -95,13 +126,13 @@ def read_card(path: str | os.PathLike) -> dict[str, Any]:
 
 def _read(path: str | os.PathLike, tensors: bool) -> tuple[dict, dict]:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise missing(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             values = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a whole .safetensors file ({error})") from error
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, PACKED):
         raise ValueError(f"{path}: a .safetensors file, but not one of a network of fpmc")
     return metadata, values

@@ -10,7 +10,7 @@ from fpmc.modes import lasting
 from fpmc.networks.checkpoints import read_card, read_network
 from fpmc.networks.official import load_official
 from fpmc.networks.preconditioning import Preconditioned
-from fpmc.storage import home, whole
+from fpmc.storage import home, missing, whole
 
 __all__ = ["OFFICIAL", "SHIPPED", "card", "label", "load"]
 
@@ -129,7 +129,7 @@ def _path(network: str | os.PathLike, cache: str | os.PathLike | None, sha256: s
             "an address that ends in .safetensors or .pkl"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise missing(path)
     return path
 
 

@@ -4,12 +4,13 @@ Source: Karras et al. (2022), equation (7) and table 1.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fpmc.checks import as_images, as_noise_level
+from fpmc.denoiser import question
 
 __all__ = ["SIGMA_DATA", "Preconditioned"]
 
@@ -26,8 +27,9 @@ class Preconditioned(nn.Module):
     :math:`c_\text{out} = \sigma \sigma_d / \sqrt{\sigma^2 + \sigma_d^2}`,
     :math:`c_\text{in} = 1 / \sqrt{\sigma^2 + \sigma_d^2}`.
 
-    Called as ``denoiser(z, sigma)`` with z float (b, c, h, w) and one σ > 0, it gives x̂ with z's
-    shape and type.
+    Called as ``denoiser(z, sigma)`` with z float (b, c, h, w) and σ > 0, one for all or one for
+    each image, it gives x̂ with z's shape and type. It takes the arguments that
+    :class:`fpmc.denoiser.DropIn` explains.
 
     Args:
         model: F, called with images (b, c, h, w) and conditions (b,).
@@ -53,18 +55,44 @@ class Preconditioned(nn.Module):
         self.model, self.shape, self.sigma_data = model, tuple(shape), sigma_data
         self.architecture = architecture
 
-    def forward(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
-        z, sigma = as_images(z, "z", self.shape), as_noise_level(sigma)
-        parameter = next(self.model.parameters(), z)  # a module may have none
-        limits = torch.finfo(parameter.dtype)
-        least, most = limits.tiny, limits.max**0.5
-        if not least <= sigma <= most:
-            raise ValueError(
-                f"sigma: got {sigma:g}, wanted {least:.1g} to {most:.1g}, with whose squares a "
-                f"network in {parameter.dtype} can compute"
-            )
-        levels = torch.full((len(z),), sigma, dtype=parameter.dtype, device=z.device)
-        return self.denoise(z.to(parameter.dtype), levels).to(z.dtype)
+    def forward(
+        self, z: Float[Tensor, "b c h w"], sigma: Any, class_labels: None = None
+    ) -> Float[Tensor, "b c h w"]:
+        z, sigmas = question(z, sigma, class_labels, self.shape)
+        if len(z) == 0:
+            return z.clone()
+        dtype, least, most = self._dtype(z), *self._limits(z)
+        for sigma in (min(sigmas), max(sigmas)):
+            if not least <= sigma <= most:
+                raise ValueError(
+                    f"sigma: got {sigma:g}, wanted {least:.1g} to {most:.1g}, with whose squares a "
+                    f"network in {dtype} can compute"
+                )
+        levels = torch.tensor(sigmas, dtype=dtype, device=z.device)
+        return self.denoise(z.to(dtype), levels).to(z.dtype)
+
+    @property
+    def sigma_min(self) -> float:
+        """The lowest noise level that it can compute with."""
+        return self._limits()[0]
+
+    @property
+    def sigma_max(self) -> float:
+        """The highest."""
+        return self._limits()[1]
+
+    def round_sigma(self, sigma: Any) -> Tensor:
+        """The nearest noise level that can be asked for: σ itself, as a tensor."""
+        return torch.as_tensor(sigma)
+
+    def _dtype(self, z: Tensor | None = None) -> torch.dtype:
+        """What it computes in: its parameters' type; z's, or PyTorch's default, without any."""
+        otherwise = torch.empty(0) if z is None else z
+        return next(self.model.parameters(), otherwise).dtype
+
+    def _limits(self, z: Tensor | None = None) -> tuple[float, float]:
+        limits = torch.finfo(self._dtype(z))
+        return limits.tiny, limits.max**0.5
 
     def denoise(
         self, z: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]

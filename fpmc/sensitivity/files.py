@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fpmc.checks import as_whole_number
 from fpmc.networks.loading import FOLDER, SHIPPED
-from fpmc.storage import whole
+from fpmc.storage import missing, whole
 
 __all__ = ["averaged_over", "load", "read", "write"]
 
@@ -171,8 +171,8 @@ def _opened(path: str | os.PathLike) -> Iterator[Mapping[str, np.ndarray]]:
             if isinstance(file, np.ndarray) or "maps" not in file:
                 raise ValueError(f"it has no maps but {_described(file)}")
             yield file
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise missing(path) from error
     except Exception as error:
         raise ValueError(f"{path}: not a file of sensitivity maps ({error})") from error
 

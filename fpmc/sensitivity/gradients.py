@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fpmc.checks import as_answer, as_images, as_noise_level, as_whole_number
+from fpmc.checks import as_answer, as_generator, as_images, as_noise_level, as_whole_number
 from fpmc.diffusion import Denoiser, add_noise
 from fpmc.engine.memory import resolve
 from fpmc.sensitivity.files import read, write
@@ -28,7 +28,8 @@ def maps(
     sigma: float,
     images: Tensor,
     *,
-    seed: int = 0,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
     cache: str | os.PathLike | None = None,
     budget: int | None = None,
     progress: bool = False,
@@ -49,7 +50,8 @@ def maps(
             a batch apart.
         sigma: The noise level σ > 0.
         images: x, shape (n, c, h, w): uint8, or floats in [-1, 1].
-        seed: Seed of the noise.
+        seed: Seed of the noise; 0 if neither it nor a generator is given.
+        generator: A generator, in the seed's place; not with a cache, which is kept by seed.
         cache: A folder in which maps are kept, by network, images, σ and seed; made if it is
             missing. The denoiser must be a torch module then, to be recognised by its weights and
             by its answer to one image.
@@ -64,16 +66,19 @@ def maps(
             named for a denoiser that is no module with weights, or the answer is no tensor.
         ValueError: If sigma or the budget is not positive, the answer's shape is another than z's,
             its derivatives are NaN, or an output pixel does not depend on z at all, as those of an
-            FPMC that never vary in its source.
+            FPMC that never vary in its source; or a generator is given with a seed or a cache.
         RuntimeError: If the denoiser is not differentiable.
     """
     sigma = as_noise_level(sigma)
-    seed = as_whole_number(seed, "seed", 0, 2**63 - 1)
+    if generator is not None and cache is not None:
+        raise ValueError("generator: got one, and a cache, which keeps maps by seed: wanted a seed")
+    if generator is None:
+        seed = as_whole_number(0 if seed is None else seed, "seed", 0, 2**63 - 1)
     budget = resolve(budget)
     is_bytes = isinstance(images, Tensor) and images.dtype == torch.uint8
     x = as_images(to_float(images) if is_bytes else images, "images")
     if cache is None:
-        return _maps(denoiser, sigma, x, seed, budget, progress)
+        return _maps(denoiser, sigma, x, as_generator(seed, generator), budget, progress)
     path = Path(cache) / f"{_key(denoiser, sigma, x, seed)}.npz"
     if path.is_file():
         return read(path)[sigma]
@@ -118,7 +123,12 @@ def square_sides(maps: Float[Tensor, "k h w"], share: float) -> Int[Tensor, " k"
 
 
 def _maps(
-    denoiser: Denoiser, sigma: float, x: Tensor, seed: int, budget: int, progress: bool
+    denoiser: Denoiser,
+    sigma: float,
+    x: Tensor,
+    seed: int | torch.Generator,
+    budget: int,
+    progress: bool,
 ) -> Float[Tensor, "k h w"]:
     z = add_noise(x, sigma, seed)
     n, c, h, w = z.shape

@@ -1,5 +1,7 @@
 """What the compiled squares are asked, the buffers of their threads, and the bytes of both."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,12 +11,26 @@ from fpmc.engine.cpu.running_sums import Buffers, Query, Spread
 from fpmc.engine.cpu.squares_vjp import Slopes
 from fpmc.engine.cpu.threads import Need
 from fpmc.engine.memory import FLOAT32, FLOAT64
-from fpmc.engine.problem import Problem, log_weights
+from fpmc.engine.problem import Problem, log_weights, parts
 from fpmc.engine.units import in_units, scale
 from fpmc.operators import Box, Identity
 from fpmc.source import Source
 
-__all__ = ["as_query", "before", "buffers", "empty", "need", "slopes", "spread", "stored"]
+__all__ = ["Part", "as_parts", "before", "buffers", "empty", "need", "slopes", "spread"]
+
+
+class Part(NamedTuple):
+    """What the kernels read of a part of the source.
+
+    Attributes:
+        query: The noisy images, and the part's log-weights.
+        x: Its images, shape (n, c, h, w).
+        needed: Whether a second pass needs a tile, shape (b, tiles); a first pass writes it.
+    """
+
+    query: Query
+    x: np.ndarray
+    needed: np.ndarray
 
 
 def need(
@@ -23,9 +39,9 @@ def need(
     """The working memory of an answer, or of going back; wide as for :func:`buffers`."""
     c, h, w = source.shape
     d, k, grid_w = c * h * w, queries.k, queries.grid[1]
-    tile = d * max(source.images.element_size(), FLOAT32 * wide)
+    tile = d * max(source.images.dtype.itemsize, FLOAT32 * wide)
     query = ((queries.p + 1) * w + grid_w) * FLOAT64 + grid_w * FLOAT32
-    tiles = -(-len(source) // LANES)
+    tiles = sum(-(-len(part) // LANES) for part in source.parts)
     if back:
         spread = (queries.p + 2) * w * FLOAT32
         slopes = ((_side(responses) + 1) * w + grid_w) * FLOAT64
@@ -37,18 +53,17 @@ def need(
     )
 
 
-def as_query(z: Tensor, problem: Problem) -> Query:
-    """What these noisy images ask of the source, with the squares of Q."""
-    in_stored = in_units(z, problem.source)
-    prior = log_weights(problem.source, in_stored)
-    prior = in_stored.new_empty(0) if prior is None else prior
-    arrays = (in_stored.numpy(), prior.numpy())
-    return Query(*arrays, scale(problem.sigma, problem.source), before(problem.queries))
-
-
-def stored(source: Source) -> np.ndarray:
-    """The source's images, as they are."""
-    return source.images.detach().numpy()
+def as_parts(z: Tensor, problem: Problem) -> list[Part]:
+    """What these noisy images ask of each part of the source, with the squares of Q."""
+    source = problem.source
+    in_stored, factor = in_units(z, source), scale(problem.sigma, source)
+    found = []
+    for x, prior in parts(source, log_weights(source, in_stored)):
+        prior = in_stored.new_empty(0) if prior is None else prior
+        query = Query(in_stored.numpy(), prior.numpy(), factor, before(problem.queries))
+        needed = torch.ones(len(z), -(-len(x) // LANES), dtype=torch.bool)
+        found.append(Part(query, x.numpy(), needed.numpy()))
+    return found
 
 
 def before(op: Box | Identity) -> int:

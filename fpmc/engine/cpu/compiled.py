@@ -88,8 +88,7 @@ def _forgive(cache) -> None:
 def readable(source: Source, device: torch.device) -> bool:
     """Whether there is compiled code to read the source: on the CPU, stored as a type it knows."""
     on_cpu = device.type == "cpu" and source.images.device.type == "cpu"
-    stored = source.images.dtype in STORED and source.images.layout == torch.strided
-    return not MISSING and on_cpu and stored
+    return not MISSING and on_cpu and source.images.dtype in STORED
 
 
 def _instruction(function: Callable) -> Callable:

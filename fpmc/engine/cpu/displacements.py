@@ -12,24 +12,27 @@ that are 0 across it, with the squares clipped as those of LS are; a corner has 
 
 In the overlap of the two images, everything is as in :mod:`fpmc.engine.cpu.squares` for one-hot
 responses: LANES source images side by side, distances and sums over the source in float64, weights
-in float32, and 64 weights at a time left out below e⁻⁸⁰ of their pixel's largest so far. So are
-the accuracy and what :func:`fpmc.engine.cpu.squares.safe` asks. Threads share out displacements, or
-where there are fewer of them, the source.
+in float32. But there are more of them, so 64 weights at a time are left out where a pixel's largest
+so far makes all that may be left out less than a rounding. So are the accuracy and what
+:func:`fpmc.engine.cpu.squares.safe` asks. Threads share out displacements, or where there are fewer
+of them, the source.
 
 Going back, each displacement spreads w (s − s̄) over its squares.
 """
 
+import math
 from functools import reduce
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.cpu import displacements_kernels
-from fpmc.engine.cpu.buffers import as_query, buffers, empty, need, spread, stored
+from fpmc.engine.cpu.buffers import as_parts, buffers, empty, need, spread
 from fpmc.engine.cpu.compiled import LANES, readable
-from fpmc.engine.cpu.threads import Fit, fit, in_parts, ranges, side_by_side
+from fpmc.engine.cpu.threads import Fit, Share, fit, in_parts, shares, side_by_side
 from fpmc.engine.problem import Problem
 from fpmc.engine.softmax import OnlineSoftmax
 from fpmc.engine.units import from_units, in_units
@@ -39,11 +42,14 @@ from fpmc.source import Source
 __all__ = ["Displacements"]
 
 
-class _Share(NamedTuple):
-    """Of one thread: source images begin … end − 1, displacements own, own + step, …"""
+LOST = 2e-8
+"""Of the weights over a pixel's largest, which may be left out together."""
 
-    begin: int
-    end: int
+
+class _Work(NamedTuple):
+    """Of one thread: images of parts of the source, at displacements own, own + step, …"""
+
+    share: list[Share]
     own: int
     step: int
 
@@ -78,29 +84,32 @@ class Displacements:
         """What of so many noisy images fits the budget, forward or back; None if nothing does."""
         problem = self.problem
         needed = need(*problem.operators, problem.source, back=back, wide=True)
-        tiles = -(-len(problem.source) // LANES)
-        return fit(needed, batch, 1, max(tiles, self.count), problem.budget)
+        return fit(needed, batch, 1, max(self._tiles, self.count), problem.budget)
 
     @without_autograd
     def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         chosen, queries = self.fit(len(z), back=False), self.problem.queries
-        x, shares = stored(self.problem.source), self._shares(chosen.threads)
+        shared, cutoff = self._shared(chosen.threads), self._cutoff()
         self.log_norms = []
 
-        def work(share: _Share, softmax: OnlineSoftmax) -> None:
-            own = buffers(queries, x, wide=True)
-            displacements_kernels.mean(query, x, *share, *softmax.arrays(), own)
-
         def part(z: Tensor) -> Tensor:
-            nonlocal query
-            query = as_query(z, self.problem)
-            softmaxes = [OnlineSoftmax.empty((len(z), *queries.grid), z.shape) for _ in shares]
-            side_by_side(work, list(zip(shares, softmaxes, strict=True)))
+            stored = as_parts(z, self.problem)
+
+            def work(task: _Work, softmax: OnlineSoftmax) -> None:
+                own = buffers(queries, stored[0].x, wide=True)
+                for index, begin, end in task.share:
+                    query, x, _ = stored[index]
+                    arrays = (*softmax.arrays(), own)
+                    displacements_kernels.mean(
+                        query, x, begin, end, task.own, task.step, cutoff, *arrays
+                    )
+
+            softmaxes = [OnlineSoftmax.empty((len(z), *queries.grid), z.shape) for _ in shared]
+            side_by_side(work, list(zip(shared, softmaxes, strict=True)))
             merged = reduce(OnlineSoftmax.merge, softmaxes)
             self.log_norms.append(merged.log_norm())
             return from_units(merged.mean(), z, self.problem.source)
 
-        query = None
         return in_parts(part, chosen.b, z)
 
     @without_autograd
@@ -121,24 +130,37 @@ class Displacements:
         return in_parts(part, chosen.b, z, x_hat, gradient, torch.cat(self.log_norms))
 
     def _to_z(self, threads: int, z, x_hat, gradient, log_norm) -> Tensor:
-        queries, query = self.problem.queries, as_query(z, self.problem)
-        x, shares = stored(self.problem.source), self._shares(threads)
+        queries, stored = self.problem.queries, as_parts(z, self.problem)
+        shared = self._shared(threads)
         g = gradient.double().contiguous().numpy()
         answer = in_units(x_hat, self.problem.source).numpy()
         norm, average = log_norm.numpy(), (g * answer).sum(1)
 
-        def work(share: _Share, total: Tensor) -> None:
+        def work(task: _Work, total: Tensor) -> None:
             slopes = empty((queries.shape[1], LANES))
-            own = (slopes, buffers(queries, x, wide=True), spread(queries))
-            arrays = (norm, average, answer, total.numpy())
-            displacements_kernels.vjp(query, g, x, *share, *arrays, *own)
+            own = (slopes, buffers(queries, stored[0].x, wide=True), spread(queries))
+            for index, begin, end in task.share:
+                query, x, _ = stored[index]
+                arrays = (norm, average, answer, total.numpy(), *own)
+                displacements_kernels.vjp(query, g, x, begin, end, task.own, task.step, *arrays)
 
-        totals = [torch.zeros(z.shape, dtype=torch.float64) for _ in shares]
-        side_by_side(work, list(zip(shares, totals, strict=True)))
-        return reduce(Tensor.add_, totals).mul_(-2 * query.scale).to(z)
+        totals = [torch.zeros(z.shape, dtype=torch.float64) for _ in shared]
+        side_by_side(work, list(zip(shared, totals, strict=True)))
+        return reduce(Tensor.add_, totals).mul_(-2 * stored[0].query.scale).to(z)
 
-    def _shares(self, threads: int) -> list[_Share]:
-        size = len(self.problem.source)
-        if self.count > -(-size // LANES):
-            return [_Share(0, size, own, threads) for own in range(threads)]
-        return [_Share(*part, 0, 1) for part in ranges(size, threads, LANES)]
+    @property
+    def _tiles(self) -> int:
+        return sum(-(-len(part) // LANES) for part in self.problem.source.parts)
+
+    def _shared(self, threads: int) -> list[_Work]:
+        sizes = [len(part) for part in self.problem.source.parts]
+        if self.count > self._tiles:
+            (whole,) = shares(sizes, 1, LANES)
+            return [_Work(whole, own, threads) for own in range(threads)]
+        return [_Work(share, 0, 1) for share in shares(sizes, threads, LANES)]
+
+    def _cutoff(self) -> np.float32:
+        """How far below a pixel's largest log-weight others do not count, all of them together."""
+        (h, w), p = self.problem.queries.shape, self.problem.queries.p
+        most = len(self.problem.source) * (h - p + 1) * (w - p + 1)
+        return np.float32(math.log(most / LOST))

@@ -7,10 +7,6 @@ boundary class lets them move: along an axis with a displacement of 0 at every p
 the border; along another where they fit, before and after.
 """
 
-import math
-
-import numpy as np
-
 from fpmc.engine.cpu.compiled import LANES, compiled
 from fpmc.engine.cpu.running_sums import (
     Buffers,
@@ -28,12 +24,9 @@ from fpmc.engine.cpu.squares_vjp import add_differences, pixel_slopes, tilt
 
 __all__ = ["mean", "vjp"]
 
-LOG_LOST = math.log(2e-8)
-"""Of the weights over a pixel's largest, which may be left out together."""
-
 
 @compiled
-def mean(query, x, begin, end, own, step, peak, mass, total, buffers):
+def mean(query, x, begin, end, own, step, cutoff, peak, mass, total, buffers):
     """Running maximum, sum and mean at every pixel, over the source and over displacements.
 
     Args:
@@ -43,13 +36,13 @@ def mean(query, x, begin, end, own, step, peak, mass, total, buffers):
         end: One more than its last.
         own: First displacement of this thread.
         step: From one of its displacements to the next.
+        cutoff: How far below the largest so far a log-weight does not count, float32.
         peak: Largest log-weight so far, shape (b, h, w), updated.
         mass: Sum of weights over that of the peak, likewise.
         total: Sum of weights times centre pixels, likewise, shape (b, c, h, w).
         buffers: Buffers.
     """
     p, (h, w) = len(buffers.ring), peak.shape[1:]
-    cutoff = np.float32(math.log(len(x) * (h - p + 1) * (w - p + 1)) - LOG_LOST)
     for first in range(begin, end, LANES):
         load(x, first, buffers.tile)
         for m in range(len(query.z)):

@@ -25,11 +25,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.cpu import squares_kernels, squares_vjp
-from fpmc.engine.cpu.buffers import as_query, before, buffers, need, slopes, spread, stored
+from fpmc.engine.cpu.buffers import Part, as_parts, before, buffers, need, slopes, spread
 from fpmc.engine.cpu.compiled import LANES, readable
 from fpmc.engine.cpu.running_sums import Buffers, Spread
 from fpmc.engine.cpu.squares_vjp import Slopes
-from fpmc.engine.cpu.threads import Fit, fit, in_parts, ranges, side_by_side
+from fpmc.engine.cpu.threads import Fit, Share, fit, in_parts, shares, side_by_side
 from fpmc.engine.precision import tolerance
 from fpmc.engine.problem import Problem
 from fpmc.engine.softmax import OnlineSoftmax
@@ -80,10 +80,8 @@ class Squares:
         self.log_norms = []
 
         def part(z: Tensor) -> Tensor:
-            pieces = ranges(len(self.problem.source), chosen.threads, LANES)
-            found, log_norm = passes(
-                as_query(z, self.problem), queries, responses, stored(self.problem.source), pieces
-            )
+            shared = self._shares(chosen)
+            found, log_norm = passes(as_parts(z, self.problem), queries, responses, shared)
             self.log_norms.append(log_norm)
             return from_units(found, z, self.problem.source)
 
@@ -102,37 +100,45 @@ class Squares:
         chosen = self.fit(len(z), back=True)
 
         def part(*batches: Tensor) -> Tensor:
-            return self._to_z(chosen.threads, *batches)
+            return self._to_z(self._shares(chosen), *batches)
 
         return in_parts(part, chosen.b, z, x_hat, gradient, torch.cat(self.log_norms))
 
-    def _to_z(self, threads: int, z, x_hat, gradient, log_norm) -> Tensor:
+    def _to_z(self, shared: list[list[Share]], z, x_hat, gradient, log_norm) -> Tensor:
         queries, responses = self.problem.operators
-        query, x = as_query(z, self.problem), stored(self.problem.source)
-        parts = ranges(len(x), threads, LANES)
+        stored = as_parts(z, self.problem)
         g = (gradient.double() / responses.coverage()).contiguous().numpy()
         answer, norm = in_units(x_hat, self.problem.source).numpy(), log_norm.numpy()
-        own = [buffers(queries, x) for _ in parts]
-        sloped = [slopes(g, queries, responses) for _ in parts]
-        needed = torch.ones(len(z), -(-len(x) // LANES), dtype=torch.bool).numpy()
+        own = [buffers(queries, stored[0].x) for _ in shared]
+        sloped = [slopes(g, queries, responses) for _ in shared]
 
-        def first(part: tuple[int, int], sums: Tensor, own: Buffers, sloped: Slopes) -> None:
-            squares_vjp.averages(query, sloped, x, *part, norm, *sums.numpy(), needed, own)
+        def first(share: list[Share], sums: Tensor, own: Buffers, sloped: Slopes) -> None:
+            for part, begin, end in share:
+                query, x, needed = stored[part]
+                arrays = (norm, *sums.numpy(), needed, own)
+                squares_vjp.averages(query, sloped, x, begin, end, *arrays)
 
-        def second(part: tuple[int, int], total: Tensor, own: Buffers, sloped: Slopes) -> None:
-            arrays = (norm, average, needed, answer, total.numpy())
-            squares_vjp.vjp(query, sloped, x, *part, *arrays, own, spread(queries))
+        def second(share: list[Share], total: Tensor, own: Buffers, sloped: Slopes) -> None:
+            back = spread(queries)
+            for part, begin, end in share:
+                query, x, needed = stored[part]
+                arrays = (norm, average, needed, answer, total.numpy(), own, back)
+                squares_vjp.vjp(query, sloped, x, begin, end, *arrays)
 
         if isinstance(responses, Identity):
             average = (g * answer).sum(1)
         else:
-            sums = [torch.zeros(2, *log_norm.shape, dtype=torch.float64) for _ in parts]
-            side_by_side(first, list(zip(parts, sums, own, sloped, strict=True)))
+            sums = [torch.zeros(2, *log_norm.shape, dtype=torch.float64) for _ in shared]
+            side_by_side(first, list(zip(shared, sums, own, sloped, strict=True)))
             mass, total = reduce(Tensor.add_, sums)
             average = total.div_(mass).numpy()
-        totals = [torch.zeros(z.shape, dtype=torch.float64) for _ in parts]
-        side_by_side(second, list(zip(parts, totals, own, sloped, strict=True)))
-        return reduce(Tensor.add_, totals).mul_(-2 * query.scale).to(z)
+        totals = [torch.zeros(z.shape, dtype=torch.float64) for _ in shared]
+        side_by_side(second, list(zip(shared, totals, own, sloped, strict=True)))
+        return reduce(Tensor.add_, totals).mul_(-2 * stored[0].query.scale).to(z)
+
+    def _shares(self, chosen: Fit) -> list[list[Share]]:
+        sizes = [len(part) for part in self.problem.source.parts]
+        return shares(sizes, chosen.threads, LANES)
 
 
 def safe(largest: float, sigma: float, queries: Box, c: int) -> bool:
@@ -149,36 +155,43 @@ def safe(largest: float, sigma: float, queries: Box, c: int) -> bool:
     return error <= tolerance(sigma) / 10
 
 
-def _one_pass(query, queries, responses, x, parts) -> tuple[Tensor, Tensor]:
+def _one_pass(stored: list[Part], queries, responses, shared) -> tuple[Tensor, Tensor]:
     """The posterior mean in stored units, and the log-normalisers, with one-hot responses."""
 
-    def work(part: tuple[int, int], softmax: OnlineSoftmax, own: Buffers) -> None:
-        squares_kernels.mean(query, x, *part, *softmax.arrays(), own)
+    def work(share: list[Share], softmax: OnlineSoftmax, own: Buffers) -> None:
+        for part, begin, end in share:
+            query, x, _ = stored[part]
+            squares_kernels.mean(query, x, begin, end, *softmax.arrays(), own)
 
-    softmaxes = [OnlineSoftmax.empty((len(query.z), *queries.grid), query.z.shape) for _ in parts]
-    own = [buffers(queries, x) for _ in parts]
-    side_by_side(work, list(zip(parts, softmaxes, own, strict=True)))
+    shape = stored[0].query.z.shape
+    softmaxes = [OnlineSoftmax.empty((shape[0], *queries.grid), shape) for _ in shared]
+    own = [buffers(queries, stored[0].x) for _ in shared]
+    side_by_side(work, list(zip(shared, softmaxes, own, strict=True)))
     merged = reduce(OnlineSoftmax.merge, softmaxes)
     return merged.mean(), merged.log_norm()
 
 
-def _two_passes(query, queries, responses, x, parts) -> tuple[Tensor, Tensor]:
+def _two_passes(stored: list[Part], queries, responses, shared) -> tuple[Tensor, Tensor]:
     """The same, with squares as responses."""
 
-    def first(part: tuple[int, int], softmax: OnlineSoftmax, own: Buffers) -> None:
-        squares_kernels.log_norm(query, x, *part, *softmax.arrays(), needed, own)
+    def first(share: list[Share], softmax: OnlineSoftmax, own: Buffers) -> None:
+        for part, begin, end in share:
+            query, x, needed = stored[part]
+            squares_kernels.log_norm(query, x, begin, end, *softmax.arrays(), needed, own)
 
-    def second(part: tuple[int, int], total: Tensor, own: Buffers, spread: Spread) -> None:
-        arrays = (log_norm.numpy(), needed, before(responses), total.numpy())
-        squares_kernels.mix(query, x, *part, *arrays, own, spread)
+    def second(share: list[Share], total: Tensor, own: Buffers, back: Spread) -> None:
+        for part, begin, end in share:
+            query, x, needed = stored[part]
+            arrays = (log_norm.numpy(), needed, before(responses), total.numpy())
+            squares_kernels.mix(query, x, begin, end, *arrays, own, back)
 
-    needed = torch.empty(len(query.z), -(-len(x) // LANES), dtype=torch.bool).numpy()
-    own = [buffers(queries, x) for _ in parts]
-    softmaxes = [OnlineSoftmax.empty((len(query.z), *queries.grid)) for _ in parts]
-    side_by_side(first, list(zip(parts, softmaxes, own, strict=True)))
+    shape = stored[0].query.z.shape
+    own = [buffers(queries, stored[0].x) for _ in shared]
+    softmaxes = [OnlineSoftmax.empty((shape[0], *queries.grid)) for _ in shared]
+    side_by_side(first, list(zip(shared, softmaxes, own, strict=True)))
     log_norm = reduce(OnlineSoftmax.merge, softmaxes).log_norm()
     del softmaxes
-    spreads = [spread(responses) for _ in parts]
-    totals = [torch.zeros(query.z.shape, dtype=torch.float64) for _ in parts]
-    side_by_side(second, list(zip(parts, totals, own, spreads, strict=True)))
+    spreads = [spread(responses) for _ in shared]
+    totals = [torch.zeros(shape, dtype=torch.float64) for _ in shared]
+    side_by_side(second, list(zip(shared, totals, own, spreads, strict=True)))
     return reduce(Tensor.add_, totals).div_(responses.coverage()), log_norm

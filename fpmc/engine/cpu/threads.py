@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Fit", "Need", "fit", "in_parts", "ranges", "side_by_side"]
+__all__ = ["Fit", "Need", "Share", "fit", "in_parts", "ranges", "shares", "side_by_side"]
 
 
 class Need(NamedTuple):
@@ -81,6 +81,43 @@ def ranges(size: int, threads: int, lanes: int) -> list[tuple[int, int]]:
     threads = min(threads, tiles)
     cuts = [min(size, lanes * (tiles * i // threads)) for i in range(threads + 1)]
     return list(itertools.pairwise(cuts))
+
+
+class Share(NamedTuple):
+    """Neighbouring images of one part of the source.
+
+    Attributes:
+        part: Which part.
+        begin: The first image, counted from the part's first.
+        end: One more than the last.
+    """
+
+    part: int
+    begin: int
+    end: int
+
+
+def shares(sizes: list[int], threads: int, lanes: int) -> list[list[Share]]:
+    """Cut a source of several parts into whole tiles, for all threads as many as it goes.
+
+    Args:
+        sizes: Numbers of images of the parts.
+        threads: Number of threads.
+        lanes: Source images of a tile; none goes over the end of a part.
+
+    Returns:
+        For each thread, what of which part, in the order of the parts.
+    """
+    counts, found = [-(-size // lanes) for size in sizes], []
+    for first, last in ranges(sum(counts), threads, 1):
+        share, start = [], 0
+        for part, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+            begin, end = max(first - start, 0), min(last - start, count)
+            if begin < end:
+                share.append(Share(part, lanes * begin, min(size, lanes * end)))
+            start += count
+        found.append(share)
+    return found
 
 
 def side_by_side(work: Callable[..., None], jobs: list[tuple[Any, ...]]) -> None:

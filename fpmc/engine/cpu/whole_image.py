@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.cpu.compiled import compiled, readable
-from fpmc.engine.cpu.threads import Fit, Need, fit, in_parts, ranges, side_by_side
+from fpmc.engine.cpu.threads import Fit, Need, Share, fit, in_parts, shares, side_by_side
 from fpmc.engine.memory import FLOAT64
-from fpmc.engine.problem import Problem, log_weights
+from fpmc.engine.problem import Problem, log_weights, parts
 from fpmc.engine.softmax import CUTOFF, OnlineSoftmax
 from fpmc.engine.units import from_units, in_units, scale
 from fpmc.modes import without_autograd
@@ -90,18 +90,21 @@ class WholeImage:
     def _sum(self, loop: Callable, threads: int, *batches: Tensor) -> OnlineSoftmax:
         """What a compiled loop sums over the source, threads' parts merged."""
         source, (z, *_) = self.problem.source, batches
-        prior = log_weights(source, z.cpu())
-        prior = z.new_empty(0) if prior is None else prior
-        arrays = [batch.numpy() for batch in batches]
-        arrays += [prior.numpy(), scale(self.problem.sigma, source), source.images.detach().numpy()]
+        stored = [
+            ((z.new_empty(0) if prior is None else prior).numpy(), x.numpy())
+            for x, prior in parts(source, log_weights(source, z.cpu()))
+        ]
+        arrays, factor = [batch.numpy() for batch in batches], scale(self.problem.sigma, source)
 
-        def work(part: tuple[int, int], softmax: OnlineSoftmax, row: Tensor) -> None:
-            loop(*arrays, *part, *softmax.arrays(), row.numpy())
+        def work(share: list[Share], softmax: OnlineSoftmax, row: Tensor) -> None:
+            for part, begin, end in share:
+                prior, x = stored[part]
+                loop(*arrays, prior, factor, x, begin, end, *softmax.arrays(), row.numpy())
 
-        parts = ranges(len(source), threads, self.lanes)
-        softmaxes = [OnlineSoftmax.empty((len(z),), tuple(z.shape)) for _ in parts]
-        rows = [torch.empty_like(z[0]) for _ in parts]
-        side_by_side(work, list(zip(parts, softmaxes, rows, strict=True)))
+        shared = shares([len(x) for _, x in stored], threads, self.lanes)
+        softmaxes = [OnlineSoftmax.empty((len(z),), tuple(z.shape)) for _ in shared]
+        rows = [torch.empty_like(z[0]) for _ in shared]
+        side_by_side(work, list(zip(shared, softmaxes, rows, strict=True)))
         return reduce(OnlineSoftmax.merge, softmaxes)
 
 

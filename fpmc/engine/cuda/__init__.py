@@ -126,8 +126,7 @@ class Cuda:
 
 def has_kernel(queries: Operator, responses: Operator, source: Source) -> bool:
     """Whether there is a kernel for these operators and for images stored like these."""
-    images = source.images
-    if images.dtype not in STORED or not images.is_contiguous():
+    if not all(part.dtype in STORED and part.is_contiguous() for part in source.parts):
         return False
     one_hot = isinstance(responses, Identity)
     if isinstance(queries, Box):

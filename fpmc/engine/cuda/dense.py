@@ -1,6 +1,7 @@
 """Dense matrices on a CUDA device: one product with one-hot responses, two or three without."""
 
 import math
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -60,38 +61,45 @@ class Matrices:
 
 
 def mean(
-    inputs: Inputs, matrices: Matrices, sizes: Sizes, precision: Precision
+    inputs: list[Inputs], matrices: Matrices, sizes: Sizes, precision: Precision
 ) -> Float[Tensor, "b d"]:
     """The posterior mean in stored units, of d dimensions.
 
     Args:
-        inputs: z and the source.
+        inputs: z and the source, for each of its parts.
         matrices: Q and R.
         sizes: How much is held at a time.
         precision: How the products are computed.
     """
-    n, d = len(inputs.x), math.prod(inputs.x.shape[1:])
-    if matrices.r is None:
-        values = d // matrices.k
-        softmax = _softmax(inputs, matrices, sizes, precision, 0, n, values=values)
+    z, d = inputs[0].z, math.prod(inputs[0].x.shape[1:])
+    values = d // matrices.k if matrices.r is None else 0
+    n = sum(len(part.x) for part in inputs)
+    keeps_all = values == 0 and sizes.n >= n
+    kept = None if values else z.new_empty(len(z) * min(sizes.n, n) * matrices.k)
+    rooms = [None] * len(inputs)
+    if keeps_all:
+        rooms = kept.split([len(z) * len(part.x) * matrices.k for part in inputs])
+    softmaxes = (
+        _softmax(part, matrices, sizes, precision, 0, len(part.x), values=values, kept=room)
+        for part, room in zip(inputs, rooms, strict=True)
+    )
+    softmax = reduce(OnlineSoftmax.merge, softmaxes)
+    if values:
         return softmax.mean().flatten(1)
 
-    keeps_all = sizes.n >= n
-    kept = inputs.z.new_empty(len(inputs.z) * min(sizes.n, n) * matrices.k)
-    first = kept if keeps_all else None
-    softmax = _softmax(inputs, matrices, sizes, precision, 0, n, kept=first)
     log_norm = softmax.mass.log_().add_(softmax.peak).unsqueeze(1)
-    total = torch.zeros(len(inputs.z), d, dtype=torch.float64, device=inputs.z.device)
-    for begin in range(0, n, sizes.n):
-        end = min(begin + sizes.n, n)
-        if not keeps_all:
-            _softmax(inputs, matrices, sizes, precision, begin, end, kept=kept)
-        weights = kept[: len(inputs.z) * (end - begin) * matrices.k]
-        weights = weights.view(len(inputs.z), end - begin, matrices.k)
-        weights.sub_(log_norm).exp_()
-        total += _mix(inputs, weights, matrices, sizes, precision, begin, end)
+    total = torch.zeros(len(z), d, dtype=torch.float64, device=z.device)
+    for part, room in zip(inputs, rooms, strict=True):
+        for begin in range(0, len(part.x), sizes.n):
+            end = min(begin + sizes.n, len(part.x))
+            if not keeps_all:
+                room = kept[: len(z) * (end - begin) * matrices.k]
+                _softmax(part, matrices, sizes, precision, begin, end, kept=room)
+            weights = room.view(len(z), end - begin, matrices.k)
+            weights.sub_(log_norm).exp_()
+            total += _mix(part, weights, matrices, sizes, precision, begin, end)
     total = total.unflatten(1, (-1, len(matrices.coverage))).div_(matrices.coverage)
-    return total.flatten(1).add_(inputs.mid_range)
+    return total.flatten(1).add_(inputs[0].mid_range)
 
 
 def _softmax(

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.cuda.precisions import Precision
-from fpmc.engine.problem import log_weights
+from fpmc.engine.problem import log_weights, parts
 from fpmc.engine.units import scale, units
 from fpmc.source import Source
 
@@ -23,7 +23,7 @@ SAMPLE = 64
 
 
 class Inputs(NamedTuple):
-    """What the kernels read.
+    """What the kernels read of a part of the source.
 
     Attributes:
         z: Noisy images in stored units, shape (b, c, h, w).
@@ -50,8 +50,8 @@ def prepare(
     source: Source,
     pixels: tuple[int, ...],
     precision: Precision,
-) -> Inputs:
-    """Make the kernels' inputs.
+) -> list[Inputs]:
+    """Make the kernels' inputs, for each part of the source.
 
     Args:
         z: Noisy images, shape (b, c, h, w).
@@ -64,14 +64,12 @@ def prepare(
     z = z.detach().double()
     c = expected_difference(z, sigma, source, pixels).mul_(unit**2) if precision.reduced else None
     scaled = z.add(shift).mul_(unit).to(precision.dtype).contiguous()
-    return Inputs(
-        scaled,
-        None if c is None else c.to(precision.dtype).contiguous(),
-        source.images.detach(),
-        log_weights(source, scaled),
-        scaled.new_tensor(scale(sigma, source)),
-        unit * shift,
-    )
+    offset = None if c is None else c.to(precision.dtype).contiguous()
+    once = scaled.new_tensor(scale(sigma, source)), unit * shift
+    return [
+        Inputs(scaled, offset, x, prior, *once)
+        for x, prior in parts(source, log_weights(source, scaled))
+    ]
 
 
 def expected_difference(

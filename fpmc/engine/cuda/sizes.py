@@ -69,7 +69,8 @@ def need(problem: Problem, precision: Precision) -> Need:
     """The working memory of the kernels and of what prepares their inputs.
 
     Sums of a split are a maximum and a mass for each estimator, and the mean's values if they are
-    made in the same pass; a second pass makes the latter in the place of the former.
+    made in the same pass; a second pass makes the latter in the place of the former. The sums of
+    one part of a source wait for those of the next.
     """
     (queries, responses), source = problem.operators, problem.source
     d, k, size = math.prod(source.shape), queries.k, precision.dtype.itemsize
@@ -77,9 +78,10 @@ def need(problem: Problem, precision: Precision) -> Need:
     sample = 6 * min(SAMPLE, len(source)) * d * FLOAT64 if precision.reduced else 0
     matrices = sum(op.matrix.numel() for op in (queries, responses) if isinstance(op, Dense))
     sums = 2 * k + d if isinstance(responses, Identity) else max(2 * k, d)
+    merged = sums * size if len(source.parts) > 1 else 0
     return Need(
         once=log_weights + sample + 2 * matrices * FLOAT64,
-        z=(8 * d + 4 * k) * FLOAT64,
+        z=(8 * d + 4 * k) * FLOAT64 + merged,
         z_split=sums * size,
         z_image=k * size if isinstance(responses, Dense) else 0,
     )

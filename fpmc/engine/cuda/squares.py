@@ -1,5 +1,7 @@
 """Squares on a CUDA device: one pass with one-hot responses, two with squares as responses."""
 
+from functools import reduce
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,23 +20,30 @@ SMALLEST = 16
 
 
 def mean(
-    inputs: Inputs, queries: Box, responses: Box | Identity, splits: int, precision: Precision
+    inputs: list[Inputs],
+    queries: Box,
+    responses: Box | Identity,
+    splits: int,
+    precision: Precision,
 ) -> Float[Tensor, "b c h w"]:
     """The posterior mean in stored units.
 
     Args:
-        inputs: z and the source.
+        inputs: z and the source, for each of its parts.
         queries: Q.
         responses: R.
         splits: Parts of the source that are summed side by side.
         precision: How the products are computed.
     """
-    if isinstance(responses, Identity):
-        return _softmax(inputs, queries, splits, precision, one_hot=True).mean()
-    softmax = _softmax(inputs, queries, splits, precision, one_hot=False)
+    one_hot = isinstance(responses, Identity)
+    softmaxes = (_softmax(part, queries, splits, precision, one_hot=one_hot) for part in inputs)
+    softmax = reduce(OnlineSoftmax.merge, softmaxes)
+    if one_hot:
+        return softmax.mean()
     log_norm = softmax.mass.log_().add_(softmax.peak)
-    total = _mix(inputs, log_norm, queries, responses, splits, precision)
-    return total.div_(responses.coverage().to(total)).add_(inputs.mid_range)
+    totals = (_mix(part, log_norm, queries, responses, splits, precision) for part in inputs)
+    total = reduce(Tensor.add_, totals)
+    return total.div_(responses.coverage().to(total)).add_(inputs[0].mid_range)
 
 
 def _softmax(inputs, queries, splits, precision, *, one_hot) -> OnlineSoftmax:

@@ -1,0 +1,173 @@
+"""Denoisers where PyTorch's own tools meet them: its compiler, torch.func, half types, forks."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from fpmc import Source, methods, networks
+from fpmc.diffusion import add_noise
+from tests.helpers import images
+from tests.test_denoisers import ALL, SHAPE, Small
+
+
+@pytest.fixture(params=ALL)
+def denoiser(request):
+    return ALL[request.param](Source(images(12, SHAPE, 0), range(1, 13)))
+
+
+@pytest.fixture
+def network():
+    return networks.Preconditioned(Small(), SHAPE)
+
+
+@pytest.fixture
+def z():
+    return add_noise(images(3, SHAPE, 1), 0.7, 0)
+
+
+class Graphs:
+    """A backend of torch.compile that counts what it is given, and runs it as it is."""
+
+    def __init__(self):
+        self.operations = 0
+
+    def __call__(self, graph, inputs):
+        self.operations += sum(node.op.startswith("call") for node in graph.graph.nodes)
+        return graph.forward
+
+
+@pytest.fixture
+def graphs():
+    torch._dynamo.reset()
+    yield Graphs()
+    torch._dynamo.reset()
+
+
+def test_analytical_denoisers_are_opaque_to_the_compiler(denoiser, graphs, z):
+    compiled = torch.compile(denoiser, backend=graphs)
+    assert torch.equal(compiled(z, 0.7), denoiser(z, 0.7))
+    assert torch.equal(compiled(z, torch.tensor(0.25)), denoiser(z, 0.25))
+    assert graphs.operations == 0
+    around = torch.compile(lambda z: 2 * denoiser(z, 0.7) - z, backend=graphs)
+    assert torch.equal(around(z), 2 * denoiser(z, 0.7) - z)
+    assert graphs.operations == 2
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_one_graph_is_refused_with_the_reason(denoiser, network, graphs, z):
+    for each, reason in (
+        (denoiser, "analytical denoisers are opaque to torch.compile"),
+        (network, r"of a network network\.denoise\(z, sigmas\) is one graph"),
+    ):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=reason):
+            torch.compile(each, backend=graphs, fullgraph=True)(z, 0.7)
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_a_network_is_compiled_behind_its_checks(network, graphs, z):
+    compiled = torch.compile(network, backend=graphs)
+    assert torch.equal(compiled(z, 0.7), network(z, 0.7))
+    assert graphs.operations > 0
+    one = torch.compile(network.denoise, backend=graphs, fullgraph=True)
+    assert torch.equal(one(z, torch.full((3,), 0.7)), network(z, 0.7))
+
+
+def test_the_compiler_is_not_imported_before_it_is_asked_for():
+    code = (
+        "import fpmc, sys, torch; s = fpmc.Source(torch.zeros(2, 1, 3, 3, dtype=torch.uint8));"
+        "fpmc.methods.pspc_square(s, 3)(torch.zeros(1, 1, 3, 3), 1.0);"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+TRANSFORMS = {
+    "vmap": lambda f, z: torch.func.vmap(lambda one: f(one[None])[0])(z),
+    "jacrev": lambda f, z: torch.func.jacrev(f)(z[:1]),
+    "jacfwd": lambda f, z: torch.func.jacfwd(f)(z[:1]),
+    "grad": lambda f, z: torch.func.grad(lambda z: f(z).sum())(z),
+    "vjp": lambda f, z: torch.func.vjp(f, z)[1](z),
+    "jvp": lambda f, z: torch.func.jvp(f, (z,), (z,)),
+}
+
+
+@pytest.mark.usefixtures("as_users_do")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_torch_func_passes_through_or_is_refused_with_what_helps(denoiser, network, transform, z):
+    apply = TRANSFORMS[transform]
+    for each in (denoiser, network):
+        if isinstance(each, networks.Preconditioned) or "Gaussian" in repr(each):
+            apply(lambda z, each=each: each(z, 0.7), z)
+        else:
+            with pytest.raises(TypeError, match=r"z: got a tensor inside a transform of torch\.fu"):
+                apply(lambda z, each=each: each(z, 0.7), z)
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_a_noise_level_inside_a_transform_is_named(network, z):
+    for each in (network, methods.wiener(Source(images(12, SHAPE, 0)))):
+        with pytest.raises(TypeError, match=r"sigma: got a tensor inside a transform"):
+            torch.func.vmap(lambda s, each=each: each(z, s))(torch.ones(2))
+
+
+def test_jacobians_by_torch_func_are_those_of_the_formula(z):
+    wiener = methods.wiener(Source(images(12, SHAPE, 0)))
+    jacobian = torch.func.jacrev(lambda z: wiener(z, 0.7))(z[:1].double())
+    torch.testing.assert_close(jacobian.view(50, 50), wiener.matrix(0.7))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_answered_in_their_type_with_their_own_rounding(denoiser, network, dtype, z):
+    for each in (denoiser, network):
+        half = z.to(dtype)
+        answer = each(half, 0.7)
+        assert answer.dtype == dtype
+        exact = each(half.float(), 0.7)
+        bound = 2 * torch.finfo(dtype).eps * exact.abs().max().clamp(min=1)
+        assert (answer.float() - exact).abs().max() <= bound
+
+
+def test_threads_that_call_at_the_same_time_get_their_own_answers(denoiser, z):
+    sigmas = [0.1, 0.7, 5.0, 20.0]
+    expected, found = [denoiser(z, s) for s in sigmas], {}
+
+    def ask(i):
+        found[i] = [denoiser(z, sigmas[i]) for _ in range(5)]
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, answer in enumerate(expected):
+        assert all(torch.equal(each, answer) for each in found[i])
+
+
+FORK = """
+import os, sys, torch, fpmc
+torch.set_num_threads({before})
+source = fpmc.Source(torch.randint(0, 256, (64, 1, 12, 12), dtype=torch.uint8))
+denoiser, z = fpmc.methods.{method}, torch.zeros(4, 1, 12, 12)
+expected = denoiser(z, 0.5)
+child = os.fork()
+if child == 0:
+    torch.set_num_threads({after})
+    try:
+        os._exit(0 if torch.allclose(denoiser(z, 0.5), expected) else 3)
+    except RuntimeError as error:
+        os._exit(7 if "forked from one that had computed with several threads" in str(error) else 4)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("method", ["ls(source, 5)", "wiener(source)"])
+@pytest.mark.parametrize(("before", "after", "status"), [(2, 2, 7), (2, 1, 0), (1, 1, 0)])
+def test_a_forked_process_answers_or_says_why_it_would_wait(method, before, after, status):
+    code = FORK.format(method=method, before=before, after=after)
+    ended = subprocess.run([sys.executable, "-c", code], check=False, timeout=120)
+    assert ended.returncode == status
