@@ -11,12 +11,15 @@ import fpmc
 from fpmc import Source, diffusion, engine
 from fpmc.engine.cpu import compiled
 from fpmc.engine.cpu.displacements import Displacements
+from fpmc.engine.cpu.squares import Squares
 from fpmc.engine.precision import tolerance
 from fpmc.engine.problem import Problem
+from fpmc.engine.streaming import Streaming
 from fpmc.engine.streaming.orbit import Orbit
 from fpmc.engine.streaming.translations import Translations
 from fpmc.equivariant import Equivariant
 from fpmc.operators import Box, Identity, Ones
+from fpmc.source import union
 from tests.helpers import PeakMemory, images, relative, threads
 from tests.test_plan import noisy, recorded, sources
 from tests.test_score_machines import local_machine
@@ -55,7 +58,7 @@ def test_displacements_agree_with_the_definition(c, h, w, p, n, sigma, dtype, se
 @pytest.mark.parametrize("process", ["forward", "reverse"])
 def test_exact_on_photographs_at_every_step_of_the_sampler(photos, process):
     source = Source(photos.train[:80])
-    denoiser, sigmas = fpmc.methods.els(source), diffusion.edm_sigmas(9).tolist()
+    denoiser, sigmas = fpmc.methods.els(source, "cifar10"), diffusion.edm_sigmas(9).tolist()
     if process == "forward":
         x = fpmc.source.to_float(photos.test[:1])
         points = [(sigma, diffusion.add_noise(x, sigma, 0)) for sigma in sigmas]
@@ -78,6 +81,26 @@ def test_chunks_change_no_bit_and_threads_rounding_alone(p):
     for cores in (1, 2, 3, 7):
         with threads(cores):
             assert relative(Displacements(problem).answer(z), whole) < 1e-6
+
+
+@pytest.mark.parametrize("p", [3, 7])
+@pytest.mark.parametrize("stored", [torch.uint8, torch.float32])
+def test_parts_of_a_union_are_read_as_one_source(p, stored):
+    """With a part that is left out, and two whose images do not fill their tiles."""
+    x = images(150, (3, 7, 7), 0)
+    x = fpmc.source.to_uint8(x) if stored == torch.uint8 else x
+    ours = union(*(Source(part.clone()) for part in x.split([9, 70, 71]))).without(range(9))
+    theirs = Source(x).without(range(9))
+    z, direction = noisy(2, theirs, 0.7, 0), images(2, (3, 7, 7), 1)
+    for cores in (1, 3):
+        found = []
+        for source in (ours, theirs):
+            path = Displacements(Problem(*patches(7, 7, p), source, 0.7, translated=True))
+            with threads(cores):
+                answer = path.answer(z)
+                found.append((answer, path.vjp(z, answer, direction)))
+        assert relative(found[0][0], found[1][0]) < 1e-6
+        assert relative(found[0][1], found[1][1]) < 1e-5
 
 
 @pytest.mark.parametrize("p", [2, 5, 8])
@@ -197,7 +220,13 @@ class TestPlan:
             {"source": Source(torch.zeros(3, 3, *PIXELS, dtype=torch.float16))},
         ):
             assert (self.plan(**options).path, self.plan(**options).back) == ("translations",) * 2
-        assert self.plan(8, dtype=torch.float64).path == "translations"
+
+    def test_squares_that_cannot_move_are_those_of_ls(self):
+        """As many displacements as one are not worth a path of their own."""
+        assert self.plan(8).path == "squares"
+        assert self.plan(8, dtype=torch.float64).path == "streaming"
+        tall = Source(fpmc.source.to_uint8(images(70, (3, 9, 8), 0)))
+        assert engine.plan(*patches(9, 8, 8), tall, 2, translated=True).path == "displacements"
 
     @pytest.mark.parametrize("p", [1, 3, 8, None])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -206,6 +235,7 @@ class TestPlan:
     def test_the_path_that_runs_is_the_plan_s(self, p, dtype, budget, missing, monkeypatch):
         ran = []
         named = {"displacements": Displacements, "translations": Translations, "orbit": Orbit}
+        named |= {"squares": Squares, "streaming": Streaming} if p == 8 else {}
         for (name, path), way in itertools.product(named.items(), ("answer", "vjp")):
             monkeypatch.setattr(path, way, recorded(getattr(path, way), name, way, ran))
         monkeypatch.setattr(compiled, "MISSING", missing)
@@ -216,7 +246,7 @@ class TestPlan:
         answer.sum().backward()
         assert ran == [(chosen.path, "answer"), (chosen.back, "vjp")]
         if missing and p:
-            assert chosen.path == "translations"
+            assert chosen.path == ("streaming" if p == 8 else "translations")
             if dtype == torch.float32:
                 assert missing in chosen.reason
         full = Equivariant(None if p is None else lambda _: p, self.source)(z.double(), 0.5)

@@ -68,9 +68,8 @@ def displacements(problem: Problem, batch: int, like: Tensor, largest: float | N
 
 def translations(problem: Problem, batch: int, like: Tensor, reason: str) -> Choice:
     """Of matrix products of all patches with all patches."""
-    classes, b, n = regions(problem), batch, len(problem.source)
-    if classes:
-        b, _, n = sizes(problem, batch, classes[0], like.device, back=False)
+    classes = regions(problem)
+    b, _, n = sizes(problem, batch, classes[0], like.device, back=False)
     cost = roofline.translations(problem, classes, batch, b)
     reason += "; matrix products of all patches of a boundary class with all others"
     threads = torch.get_num_threads()

@@ -144,12 +144,16 @@ def plan(
 def simplest(problem: Problem, largest: float | None) -> Problem:
     """The problem with the whole image for a square as large, exact where float32 cannot hold it.
 
+    Squares that cannot move within the image are not translated.
+
     Args:
         problem: What is asked.
         largest: The largest absolute value of the noisy images; None if it is not known.
     """
     if problem.translated:
-        return problem
+        if not _immobile(problem.queries):
+            return problem
+        problem = replace(problem, translated=False, precision="exact")
     queries, responses = (
         Ones(op.shape) if isinstance(op, Box) and op.k == 1 else op for op in problem.operators
     )
@@ -198,6 +202,10 @@ def _translated(
     if choice.b:
         return "displacements", choice
     return "translations", choices.translations(problem, batch, like, choice.reason)
+
+
+def _immobile(queries: Operator) -> bool:
+    return isinstance(queries, Box) and set(queries.shape) == {queries.p}
 
 
 def _plan(path: str, choice: choices.Choice, like: Tensor) -> Plan:
