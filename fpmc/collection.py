@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping
 from copy import copy
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fpmc import engine
-from fpmc.checks import EXTREME, as_noise_level
+from fpmc.checks import EXTREME, as_noise_level, as_whole_number
 from fpmc.denoiser import DropIn, question_of_one_level
 from fpmc.engine.memory import resolve
 from fpmc.engine.problem import Problem
@@ -26,6 +26,7 @@ from fpmc.engine.streaming import posterior
 from fpmc.levels import Constant, nearest_level
 from fpmc.modes import not_differentiable
 from fpmc.operators import LARGEST, Dense, Operator, as_pair
+from fpmc.seeds import own_stream
 from fpmc.source import Source, as_source
 
 __all__ = ["FPMC", "Posterior"]
@@ -161,6 +162,55 @@ class Posterior:
         sample size of importance sampling (Kish, 1965).
         """
         return self._constant(posterior.effective_number(*self._arguments))
+
+    def sample(
+        self,
+        n: int = 1,
+        seed: int | torch.Generator | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Int64[Tensor, "m b k"]:
+        r"""Draw source images from the posteriors: n independent positions :math:`n \sim w_k` each.
+
+        Estimators are drawn from independently of each other. For K = 1 a draw is a whole image,
+        and ``source[draws[:, i, 0]]``, shape (n, c, h, w), are draws from p(x | z_i).
+
+        Args:
+            n: Draws of each posterior, at least 1.
+            seed: A seed, 0 if left out, or a generator. A seed gives the same draws each time,
+                whatever the budget; z may have been made of it, too.
+            generator: A generator, in the seed's place.
+
+        Returns:
+            Positions in the source, shape (n, b, k).
+
+        Raises:
+            TypeError: If n is not a whole number, or the seed neither seed nor generator.
+            ValueError: If n or the seed is out of range, the budget too small for n, or seed and
+                generator are both given.
+        """
+        n, noise = as_whole_number(n, "n", 1), own_stream("posterior", seed, generator)
+        return posterior.draws(*self._arguments, n, noise)
+
+    def top(self, n: int) -> tuple[Float[Tensor, "b k n"], Int64[Tensor, "b k n"]]:
+        """The n source images with the largest weights of each posterior, heaviest first.
+
+        The source is gone through once, a chunk at a time: all weights, (b, k, N), never exist.
+        Images with equal weights come in any order.
+
+        Args:
+            n: How many, from 1 to the size N of the source.
+
+        Returns:
+            Their weights, of z's type, and their positions in the source, both (b, k, n).
+
+        Raises:
+            TypeError: If n is not a whole number.
+            ValueError: If n is out of range, or the budget too small for it.
+        """
+        n = as_whole_number(n, "n", 1, len(self._arguments[1].source))
+        weights, positions = posterior.heaviest(*self._arguments, n)
+        return self._constant(weights), positions
 
     def _constant(self, value: Tensor) -> Tensor:
         z, problem = self._arguments

@@ -24,11 +24,14 @@ from fpmc.checks import (
     as_noise_levels,
     as_whole_number,
 )
+from fpmc.philox import edm_noise
 
 __all__ = [
     "Denoiser",
     "Step",
     "add_noise",
+    "as_levels",
+    "edm_noise",
     "edm_sigmas",
     "initial_noise",
     "sample",
@@ -185,7 +188,7 @@ def steps(
 
     Arguments and errors as in :func:`sample`.
     """
-    levels = _as_levels(sigmas)
+    levels = as_levels(sigmas)
     z = as_images(z, "z")
 
     def answer(z: Tensor, sigma: float) -> Tensor:
@@ -257,7 +260,13 @@ def _per_image(sigmas: list[float], x: Tensor) -> float | Tensor:
     return x.new_tensor(sigmas).view(-1, 1, 1, 1) if len(set(sigmas)) != 1 else sigmas[0]
 
 
-def _as_levels(sigmas: Sequence[float] | Tensor) -> list[float]:
+def as_levels(sigmas: Sequence[float] | Tensor) -> list[float]:
+    """Return a sampler's noise levels without their closing 0.
+
+    Raises:
+        TypeError: If they are not a sequence of numbers.
+        ValueError: If they do not fall, or are not positive.
+    """
     try:
         levels = [float(sigma) for sigma in sigmas]
     except (TypeError, ValueError) as error:

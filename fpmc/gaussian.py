@@ -6,7 +6,6 @@ of its own: for the denoiser a factor, for the probability-flow ODE a solution.
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -14,11 +13,11 @@ from torch import Tensor
 
 from fpmc.checks import as_images, as_noise_level, kind
 from fpmc.denoiser import DropIn
-from fpmc.engine.memory import CACHE_FRIENDLY, FLOAT64, resolve, too_small
-from fpmc.modes import lasting, without_autograd
+from fpmc.modes import lasting
+from fpmc.moments import moments, principal_axes
 from fpmc.source import Source, as_source
 
-__all__ = ["Gaussian", "moments"]
+__all__ = ["Gaussian"]
 
 
 class Gaussian(DropIn):
@@ -37,8 +36,9 @@ class Gaussian(DropIn):
 
     Attributes:
         mean: μ, shape (c, h, w), float64.
-        eigenvalues: λ ≥ 0, rising, shape (d,), float64.
-        eigenvectors: U, a column per eigenvalue, shape (d, d), float64.
+        eigenvalues: λ ≥ 0, rising, shape (r,), float64: all d, or of a source of n < d images
+            the r < n that are not zero.
+        eigenvectors: U, a column per eigenvalue, shape (d, r), float64.
 
     Raises:
         TypeError: If either is not a floating-point tensor.
@@ -80,17 +80,28 @@ class Gaussian(DropIn):
     def of_source(cls, source: Source, budget: int | None = None) -> "Gaussian":
         """The Gaussian with a source's mean and covariance, which are summed in float64.
 
+        The eigenvectors are those of the covariance, or of fewer images than dimensions the
+        :func:`fpmc.moments.principal_axes`; the filter is the same but for the rounding of Σ.
+
         Args:
             source: S.
             budget: Bytes of working memory for the sums over the source; 1 GiB if left out. The
-                decomposition that follows takes about three more matrices of shape (d, d).
+                decomposition that follows takes about three more matrices of shape (m, m), with m
+                the lesser of n and d.
 
         Raises:
             TypeError: If the source is not an :class:`fpmc.Source`.
-            ValueError: If the budget is too small for the covariance.
+            ValueError: If the budget is too small for the matrix that is decomposed.
         """
-        mean, covariance = moments(as_source(source), budget)
-        return cls(mean.view(source.shape), covariance)
+        source = as_source(source)
+        if len(source) >= math.prod(source.shape):
+            mean, covariance = moments(source, budget)
+            return cls(mean.view(source.shape), covariance)
+        gaussian = cls.__new__(cls)
+        with lasting():
+            mean, gaussian.eigenvalues, gaussian.eigenvectors = principal_axes(source, budget)
+            gaussian.mean = mean.view(source.shape)
+        return gaussian
 
     def __repr__(self) -> str:
         c, h, w = self.mean.shape
@@ -101,16 +112,26 @@ class Gaussian(DropIn):
         """The diagonal of Σ: shape (c, h, w), float64."""
         return (self.eigenvectors.square() @ self.eigenvalues).view(self.mean.shape)
 
-    def matrix(self, sigma: float) -> Float[Tensor, "d d"]:
-        r"""The filter itself, :math:`W = \Sigma (\Sigma + \sigma^2 I)^{-1}`.
+    def matrix(self, sigma: float, rows: slice = slice(None)) -> Float[Tensor, "m d"]:
+        r"""The filter itself, :math:`W = \Sigma (\Sigma + \sigma^2 I)^{-1}`, or some of its rows.
 
-        Row d holds the weights with which z makes dimension d. Shape (d, d), float64.
+        Row d holds the weights with which z makes dimension d.
+
+        Args:
+            sigma: The noise level σ > 0.
+            rows: Which rows; all d of them if left out.
+
+        Returns:
+            Shape (m, d), float64, with m the number of rows.
 
         Raises:
-            TypeError: If sigma is not a number.
-            ValueError: If it is not positive.
+            TypeError: If sigma is not a number, or rows no slice.
+            ValueError: If sigma is not positive.
         """
-        return self.eigenvectors * self._gain(as_noise_level(sigma)) @ self.eigenvectors.T
+        if not isinstance(rows, slice):
+            raise TypeError(f"rows: got {kind(rows)}, wanted a slice")
+        gain = self._gain(as_noise_level(sigma))
+        return self.eigenvectors[rows] * gain @ self.eigenvectors.T
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -156,62 +177,14 @@ class Gaussian(DropIn):
             raise ValueError(f"sigma: got {sigma}, wanted at most sigma_max = {sigma_max}")
         z = as_images(z, "z", self.mean.shape)
         ratio = (self.eigenvalues + end**2) / (self.eigenvalues + start**2)
-        return self._scale(z, ratio.sqrt())
+        return self._scale(z, ratio.sqrt(), end / start)
 
     def _gain(self, sigma: float) -> Float[Tensor, " d"]:
         return self.eigenvalues / (self.eigenvalues + sigma**2)
 
-    def _scale(self, z: Tensor, factors: Float[Tensor, " d"]) -> Tensor:
-        """μ + U diag(factors) Uᵀ (z − μ)."""
+    def _scale(self, z: Tensor, factors: Float[Tensor, " r"], others: float = 0.0) -> Tensor:
+        """μ + U diag(factors) Uᵀ (z − μ), and what is orthogonal to U times another factor."""
         u, factors, mean = (a.to(z.device) for a in (self.eigenvectors, factors, self.mean))
         centred = (z.double() - mean).flatten(1)
-        return (mean + (centred @ u * factors @ u.T).view(z.shape)).to(z.dtype)
-
-
-@without_autograd
-def moments(
-    source: Source, budget: int | None = None
-) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-    r"""The first two moments of S, over the D = c·h·w dimensions of its images.
-
-    .. math:: \mu = \sum_n s_n x_n, \qquad \Sigma = \sum_n s_n (x_n - \mu)(x_n - \mu)^\top
-
-    Two passes over the source, in float64: the second one subtracts the mean before it multiplies.
-
-    Args:
-        source: S, with weights s_n that sum to 1.
-        budget: Bytes of working memory, result included; 1 GiB if left out.
-
-    Returns:
-        μ, shape (d,), and Σ, shape (d, d), float64, where the source lies.
-
-    Raises:
-        TypeError: If the budget is not a whole number.
-        ValueError: If it is too small for Σ and one image.
-    """
-    budget = resolve(budget)
-    d = math.prod(source.shape)
-    once, per_x = d * (d + 2) * FLOAT64, (4 * d + 2) * FLOAT64
-    if budget < once + per_x:
-        what = f"the covariance of images of shape {source.shape}"
-        raise too_small(budget, once + per_x, what)
-    n = max(1, min(budget - once, CACHE_FRIENDLY) // per_x)
-
-    mean = sum(s @ x for s, x in _chunks(source, n))
-    covariance = mean.new_zeros(d, d)
-    for s, x in _chunks(source, n):
-        centred = x - mean
-        covariance.addmm_(centred.T * s, centred)
-    return mean, covariance
-
-
-def _chunks(source: Source, n: int) -> Iterator[tuple[Float[Tensor, " m"], Float[Tensor, "m d"]]]:
-    """Weights and images, n at a time."""
-    for start in range(0, len(source), n):
-        index = slice(start, min(start + n, len(source)))
-        x = source.read(index, torch.float64).flatten(1)
-        if source.log_weights is None:
-            s = x.new_full((len(x),), 1 / len(source))
-        else:
-            s = source.log_weights[index].to(x).exp()
-        yield s, x
+        scaled = centred @ u * (factors - others) @ u.T + others * centred
+        return (mean + scaled.view(z.shape)).to(z.dtype)

@@ -1,4 +1,4 @@
-"""Figures in one style, readable on light and dark pages: image grids, strips and curves over σ."""
+"""Figures and tables in one style, for light and dark pages: grids, strips, curves over σ."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tabulate import tabulate
 from torch import Tensor
 
 from fpmc.checks import as_images
@@ -16,6 +17,7 @@ from fpmc.metrics import Estimate
 
 __all__ = [
     "COLOURS",
+    "Table",
     "image_grid",
     "mask_image",
     "matrix",
@@ -141,6 +143,44 @@ def matrix(ax: Axes, values: Tensor, title: str) -> None:
     ax.set_yticks([])
     ax.grid(False)
     ax.spines[:].set_visible(False)
+
+
+class Table:
+    """Rows under headings: a notebook renders a table, a terminal prints text.
+
+    Args:
+        rows: What stands in each row, {heading: value}, all with the same headings. An
+            :class:`fpmc.metrics.Estimate` stands with its standard error, a float with three
+            digits; all else as it is.
+
+    Raises:
+        ValueError: If there are no rows, or their headings differ.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, object]]):
+        if not rows or any(list(row) != list(rows[0]) for row in rows):
+            raise ValueError("rows: wanted one or more, all with the same headings")
+        self.head = list(rows[0])
+        self.cells = [[_cell(value) for value in row.values()] for row in rows]
+
+    def _repr_markdown_(self) -> str:
+        return self._as("pipe")
+
+    def __repr__(self) -> str:
+        return self._as("simple")
+
+    def _as(self, form: str) -> str:
+        """Text on the left, numbers on the right."""
+        sides = ["right" if cell[-1].isdigit() else "left" for cell in self.cells[0]]
+        return tabulate(
+            self.cells, self.head, form, disable_numparse=True, colalign=sides, headersalign=sides
+        )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Estimate):
+        return str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def sigma_axis(ax: Axes) -> None:

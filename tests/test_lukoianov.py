@@ -1,5 +1,7 @@
 """Lukoianov's denoiser against its definition by explicit matrices."""
 
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ import fpmc
 from fpmc import Source, diffusion
 from fpmc.gaussian import Gaussian
 from fpmc.methods import lukoianov
-from tests.helpers import images, relative
+from tests.helpers import PeakMemory, images, relative
 
 SHAPE = (3, 8, 9)
 
@@ -63,6 +65,23 @@ def test_masks_do_not_depend_on_the_eigenvectors_signs(photos):
             for gaussian in (one, other)
         ]
         assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.05, 1.0])
+def test_masks_are_made_a_few_rows_at_a_time(tau, monkeypatch):
+    source = Source(smooth(100, SHAPE, 0))
+    gaussian = Gaussian.of_source(source)
+    d, r = gaussian.eigenvectors.shape
+    assert r == 99
+    whole = lukoianov(source, tau, gaussian=gaussian).operators(0.3)[0]
+    assert whole.matrix.nbytes == 2 * d * d
+    monkeypatch.setattr(import_module("fpmc.methods.lukoianov"), "ROWS", 10)
+    denoiser = lukoianov(source, tau, gaussian=gaussian)
+    with PeakMemory() as memory:
+        parts = denoiser.operators(0.3)[0]
+    assert torch.equal(parts.matrix, whole.matrix)
+    rows = 10 * (3 * d + r) * 8
+    assert memory.peak < whole.matrix.nbytes + rows + gaussian.eigenvectors.nbytes
 
 
 def test_every_dimension_sees_itself_and_a_higher_threshold_sees_less(photos):

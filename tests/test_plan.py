@@ -89,7 +89,7 @@ def test_the_whole_image_agrees_with_the_reference(c, h, w, n, sigma, dtype, see
 @pytest.mark.parametrize("process", ["forward", "reverse"])
 @pytest.mark.parametrize("method", ["ls", "pspc_square", "optimal"])
 def test_exact_on_photographs_at_every_step_of_the_sampler(photos, method, process):
-    source = Source(photos.train[:1_000])
+    source = Source(photos.train[:1_000], dataset="cifar10")
     denoiser = getattr(fpmc.methods, method)(source)
     sigmas = diffusion.edm_sigmas(18).tolist()
     if process == "forward":

@@ -88,3 +88,28 @@ def test_where_means_are_not_positive_the_band_is_that_of_the_means():
 def test_bad_input_is_named(rows, columns, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         plotting.image_grid(rows, columns)
+
+
+def test_a_table_is_text_in_a_terminal_and_a_table_in_a_notebook():
+    rows = [
+        {"method": "LS", "error": metrics.Estimate(0.0125, 0.00071, 9), "left": 0.51239},
+        {"method": "ELS", "error": metrics.Estimate(2.0, 0.5, 9), "left": 1.0},
+    ]
+    table = plotting.Table(rows)
+    assert "0.0125 ± 0.00071" in repr(table)
+    head, rule, first, second = table._repr_markdown_().splitlines()
+    assert [cell.strip() for cell in head.strip("|").split("|")] == ["method", "error", "left"]
+    assert rule.startswith("|:-")  # text stands on the left
+    assert rule.endswith("-:|")  # numbers on the right
+    assert [cell.strip() for cell in first.strip("|").split("|")] == [
+        "LS",
+        "0.0125 ± 0.00071",
+        "0.512",
+    ]
+    assert "ELS" in second
+
+
+@pytest.mark.parametrize("rows", [[], [{"a": 1}, {"b": 1}]])
+def test_a_table_has_rows_with_the_same_headings(rows):
+    with pytest.raises(ValueError, match="rows: wanted one or more"):
+        plotting.Table(rows)

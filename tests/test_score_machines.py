@@ -211,7 +211,7 @@ def smallest_budget(denoiser, z):
 
 @pytest.mark.parametrize("method", [ls, els, es])
 def test_float32_answers_keep_the_contract(method, photos):
-    source = Source(photos.train[:60])
+    source = Source(photos.train[:60], dataset="cifar10")
     denoiser = method(source)
     for sigma in (0.002, 0.02, 0.3, 5.0, 80.0):
         z = diffusion.add_noise(source[:2], sigma, 0)
@@ -261,7 +261,7 @@ def test_bad_patch_sizes_are_named(method, patch_sizes, error, says):
 
 @pytest.mark.usefixtures("as_users_do")
 def test_bad_calls_are_named():
-    source = Source(torch.zeros(2, 1, 4, 6))
+    source = Source(torch.zeros(2, 1, 4, 6), dataset="cifar10")
     z = torch.zeros(1, 1, 4, 6)
     for method in (ls, els, es):
         with pytest.raises(TypeError, match=r"source: got Tensor, wanted an fpmc\.Source"):
@@ -278,7 +278,7 @@ def test_bad_calls_are_named():
 
 @pytest.mark.parametrize("method", [ls, els, es, fpmc.methods.wiener, fpmc.methods.lukoianov])
 def test_every_device_answers_alike(method, photos, device):
-    denoiser = method(Source(photos.train[:100]))
+    denoiser = method(Source(photos.train[:100], dataset="cifar10"))
     for sigma in (0.02, 0.5, 80.0):
         z = diffusion.add_noise(Source(photos.test)[:3], sigma, 0)
         answer = denoiser(z.to(device), sigma)

@@ -214,7 +214,7 @@ def test_methods_and_posteriors_take_unions():
         assert relative(method(ours)(z, 0.5), method(theirs)(z, 0.5)) < 1e-6
     assert torch.equal(nearest(z, ours)[1], nearest(z, theirs)[1])
     op = Box(SHAPE[1:], 3)
-    weights = [FPMC(op, op, source).posterior(z, 0.5).weights for source in (ours, theirs)]
+    weights = [FPMC(op, op, source).posterior(z, 0.5).weights() for source in (ours, theirs)]
     torch.testing.assert_close(*weights)
 
 

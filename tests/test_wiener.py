@@ -5,7 +5,8 @@ import torch
 
 import fpmc
 from fpmc import Source, diffusion
-from fpmc.gaussian import Gaussian, moments
+from fpmc.gaussian import Gaussian
+from fpmc.moments import moments, principal_axes
 from fpmc.source import to_float
 from tests.helpers import PeakMemory, images, relative
 
@@ -41,6 +42,95 @@ def test_moments_read_pixel_values_and_stay_within_their_budget():
             torch.testing.assert_close(ours, exact)
     with pytest.raises(ValueError, match=f"budget: got {least - 1:,} bytes, wanted at least"):
         moments(Source(pixels), least - 1)
+
+
+def sides(source):
+    """The Wiener filter by the source's covariance, and by its Gram matrix."""
+    mean, covariance = moments(source)
+    by_gram = Gaussian(mean.view(SHAPE), covariance)
+    _, by_gram.eigenvalues, by_gram.eigenvectors = principal_axes(source)
+    return Gaussian(mean.view(SHAPE), covariance), by_gram
+
+
+@pytest.mark.parametrize("n", [1, 2, 20, D - 1, D, D + 1, 150])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_covariance_and_gram_matrix_give_the_same_filter(n, weighted):
+    source = Source(spread(n, SHAPE, 0), torch.arange(1.0, n + 1) if weighted else None)
+    z = 3 * images(5, SHAPE, 1, torch.float64)
+    one, other = sides(source)
+    for sigma in (0.02, 0.3, 2.0, 80.0):
+        assert (one.matrix(sigma) - other.matrix(sigma)).abs().max() < 1e-10
+        assert (one(z, sigma) - other(z, sigma)).abs().max() < 1e-10
+        drawn = [gaussian.sample(80 * z, 80.0, sigma) for gaussian in (one, other)]
+        assert relative(*drawn) < 1e-10
+    assert (one.variance - other.variance).abs().max() < 1e-12
+    ours = fpmc.methods.wiener(source)
+    assert torch.equal(ours.eigenvalues, (other if n < D else one).eigenvalues)
+    assert torch.equal(ours.mean, one.mean)
+
+
+def test_the_axes_are_orthonormal_and_as_many_as_the_rank():
+    x = spread(40, SHAPE, 0)
+    x = torch.cat([x, x[:5]])  # the rank is that of 40 images, less one for the mean
+    x[:, 1, 2, 3] = 0.25
+    mean, variances, axes = principal_axes(Source(x))
+    assert axes.shape == (D, 39)
+    torch.testing.assert_close(axes.T @ axes, torch.eye(39, dtype=torch.float64))
+    assert (variances.diff() > 0).all()
+    covariance = torch.cov(x.flatten(1).T, correction=0)
+    torch.testing.assert_close(axes * variances @ axes.T, covariance, rtol=0, atol=1e-15)
+    torch.testing.assert_close(mean, x.flatten(1).mean(0))
+
+
+def test_images_without_weight_are_as_if_they_were_not_there():
+    x = spread(40, SHAPE, 0)
+    kept = fpmc.methods.wiener(Source(x).without([3, 17]))
+    alone = fpmc.methods.wiener(Source(torch.cat([x[:3], x[4:17], x[18:]])))
+    assert len(kept.eigenvalues) == len(alone.eigenvalues) == 37
+    torch.testing.assert_close(kept.matrix(0.3), alone.matrix(0.3), rtol=0, atol=1e-12)
+
+
+def test_what_never_varies_is_the_mean():
+    x = images(1, SHAPE, 0, torch.float64)
+    constant = fpmc.methods.wiener(Source(x.expand(7, *SHAPE)))
+    z = images(3, SHAPE, 1, torch.float64)
+    for answer in (constant(z, 0.1), constant.sample(z, 80.0)):
+        torch.testing.assert_close(answer, x.expand(3, *SHAPE))
+    torch.testing.assert_close(constant.sample(z, 80.0, 8.0), x + (z - x) / 10)
+
+
+def test_the_gram_matrix_stays_within_its_budget(monkeypatch):
+    shape, n = (3, 16, 16), 60
+    d = 3 * 16 * 16
+    pixels = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=_seeded(0))
+    whole = principal_axes(Source(pixels))
+    eigh, peaks = torch.linalg.eigh, []
+
+    def recorded(gram):
+        peaks.append(memory.peak)
+        return eigh(gram)
+
+    monkeypatch.setattr(torch.linalg, "eigh", recorded)
+    least = (n * n + d) * 8 + (7 * d + n + 2) * 8
+    for budget in (least, 5 * least):
+        with PeakMemory() as memory:
+            parts = principal_axes(Source(pixels), budget)
+        assert least / 2 < peaks.pop() <= budget
+        assert memory.peak <= budget + (d * n + 3 * n * n) * 8
+        for ours, exact in zip(parts[:2], whole[:2], strict=True):
+            torch.testing.assert_close(ours, exact)
+        filters = [axes * (v / (v + 0.01)) @ axes.T for _, v, axes in (parts, whole)]
+        assert (filters[0] - filters[1]).abs().max() < 1e-12
+    with pytest.raises(ValueError, match=f"budget: got {least - 1:,} bytes, wanted at least"):
+        principal_axes(Source(pixels), least - 1)
+
+
+def test_rows_of_the_filter_are_its_rows():
+    for n in (20, 100):
+        denoiser = fpmc.methods.wiener(Source(spread(n, SHAPE, 0)))
+        for rows in (slice(0, 7), slice(50, 70)):
+            expected = denoiser.matrix(0.3)[rows]
+            torch.testing.assert_close(denoiser.matrix(0.3, rows), expected)
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.02, 0.3, 2.0, 80.0])
@@ -160,6 +250,7 @@ def test_the_filter_is_differentiable():
         (lambda: _unit()(torch.zeros(1, 1, 2, 1), 1.0), ValueError, "z: got shape (1, 1, 2, 1)"),
         (lambda: _unit()(torch.zeros(1, 1, 1, 2), 0), ValueError, "sigma: got 0"),
         (lambda: _unit().matrix(-1.0), ValueError, "sigma: got -1.0"),
+        (lambda: _unit().matrix(1.0, 0), TypeError, "rows: got int, wanted a slice"),
         (
             lambda: _unit().sample(torch.zeros(1, 1, 1, 2), 1.0, 2.0),
             ValueError,

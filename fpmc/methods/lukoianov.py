@@ -17,6 +17,9 @@ from fpmc.source import Source, as_source
 
 __all__ = ["lukoianov"]
 
+ROWS = 256
+"""Rows of the filter that are held at a time."""
+
 
 def lukoianov(
     source: Source,
@@ -69,11 +72,17 @@ def _queries(gaussian: Gaussian, tau: Callable[[float], float], sigma: float) ->
 
 
 def _masks(gaussian: Gaussian, sigma: float, tau: float) -> Float[Tensor, "d c h w"]:
-    """Row d is q_d, of zeros and ones."""
-    rows = gaussian.matrix(sigma)
-    masks = rows.abs() >= tau * rows.diagonal().unsqueeze(1)
+    """Row d is q_d, of zeros and ones, in two bytes each; some rows of W are held at a time."""
+    variance = gaussian.variance.flatten()
+    d = len(variance)
+    constant = variance <= d * torch.finfo(variance.dtype).eps * variance.max()
+    masks = torch.empty(d, d, dtype=torch.float16, device=variance.device)
+    for start in range(0, d, ROWS):
+        part = slice(start, start + ROWS)
+        rows = gaussian.matrix(sigma, part)
+        peaks = rows.diagonal(start).unsqueeze(1)
+        masks[part] = rows.abs() >= tau * peaks
     if tau > 0:
-        variance = gaussian.variance.flatten()
-        constant = variance <= len(rows) * torch.finfo(variance.dtype).eps * variance.max()
-        masks[constant] = torch.eye(len(rows), dtype=torch.bool, device=rows.device)[constant]
-    return masks.double().view(-1, *gaussian.mean.shape)
+        masks[constant] = 0
+        masks.diagonal()[constant] = 1
+    return masks.view(-1, *gaussian.mean.shape)

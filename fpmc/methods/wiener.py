@@ -11,8 +11,9 @@ def wiener(source: Source, *, budget: int | None = None) -> Gaussian:
 
     .. math:: D(z, \sigma) = \mu + \Sigma (\Sigma + \sigma^2 I)^{-1} (z - \mu)
 
-    with the source's mean μ and covariance Σ. Two passes over the source, N D² multiplications, and
-    one eigendecomposition, of the order of D³; a call then takes 2 D² multiplications an image.
+    with the source's mean μ and covariance Σ. With M the lesser of N and D: N D M multiplications,
+    and an eigendecomposition of the order of M³, of the covariance or of the images' Gram matrix; a
+    call then takes 2 D M multiplications an image.
 
     Args:
         source: S.
@@ -23,7 +24,7 @@ def wiener(source: Source, *, budget: int | None = None) -> Gaussian:
 
     Raises:
         TypeError: If the source is not an :class:`fpmc.Source`.
-        ValueError: If the budget is too small for the covariance.
+        ValueError: If the budget is too small for the matrix that is decomposed.
 
     Source: Wiener (1949); Niedoba et al. (2026), table 2.
     """

@@ -1,4 +1,4 @@
-"""What filtered posteriors are, beside their mean: weights, means, effective numbers, modes."""
+"""What filtered posteriors are: weights, means, effective numbers, draws, the heaviest, modes."""
 
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,9 @@ from fpmc.operators import Ones, Operator
 from fpmc.source import Source
 
 __all__ = [
+    "draws",
     "effective_number",
+    "heaviest",
     "mean_and_evidence",
     "nearest",
     "posterior_means",
@@ -68,6 +70,69 @@ def effective_number(z: Float[Tensor, "b c h w"], problem: Problem) -> Float[Ten
         squares = sum(ell.sub_(log_norm).mul_(2).exp_().sum(-1) for _, ell in walk())
         result[part] = (1 / squares).T
     return result
+
+
+@without_autograd
+def draws(
+    z: Float[Tensor, "b c h w"], problem: Problem, n: int, generator: torch.Generator
+) -> Int[Tensor, "m b k"]:
+    r"""Independent draws from each posterior, n of them: positions in the source, shape (n, b, k).
+
+    The inverse of the distribution function, in the source's order: a draw is how many of the
+    cumulative sums :math:`w_{k1} + … + w_{kn}` a uniform number u has reached. All u are drawn
+    first, so that tiles decide nothing: only a u within rounding of a sum, some 1e-13, could fall
+    on its other side. An image without weight is never drawn.
+
+    Args:
+        z: Noisy images, shape (b, c, h, w).
+        problem: What is asked.
+        n: Draws of each posterior.
+        generator: Where they come from.
+    """
+    shape = (n, len(z), problem.queries.k)
+    u = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device)
+    u = u.to(z.device)
+    result = u.view(torch.int64)  # in the memory of u, of which a part is taken before it is filled
+    for part, walk in _parts(z, problem, rows=4 * n):
+        log_norm = _log_norm(walk()).unsqueeze(-1)
+        wanted = u[:, part].movedim(0, -1).movedim(0, 1).contiguous()  # (k, b, n)
+        reached, position, last, start = 0, 0, 0, 0
+        for x, ell in walk():
+            below = ell.contiguous().sub_(log_norm).exp_().cumsum_(-1).add_(reached)
+            position += torch.searchsorted(below, wanted, right=True)
+            top = below[..., -1:].clone()
+            # Where the sums end, lest rounding leaves them below 1 and a u is above all of them.
+            last = torch.where(top > reached, start + torch.searchsorted(below, top), last)
+            reached, start = top, start + x.shape[-1]
+        result[:, part] = torch.minimum(position, last).movedim(-1, 0).transpose(1, 2)
+    return result
+
+
+@without_autograd
+def heaviest(
+    z: Float[Tensor, "b c h w"], problem: Problem, n: int
+) -> tuple[Float[Tensor, "b k n"], Int[Tensor, "b k n"]]:
+    """Each posterior's n largest weights, falling, and whose they are; n up to the source's size.
+
+    Returns:
+        The weights, with z's type, and the images' positions in the source, both (b, k, n).
+    """
+    weights = z.new_empty(len(z), problem.queries.k, n)
+    positions = torch.empty(weights.shape, dtype=torch.long, device=z.device)
+    for part, walk in _parts(z, problem, rows=10 * n):
+        softmax, best, start = OnlineSoftmax(), None, 0
+        for x, ell in walk():
+            value, index = ell.topk(min(n, x.shape[-1]))
+            index += start
+            if best is not None:
+                value, order = torch.cat([best[0], value], -1).topk(min(n, start + x.shape[-1]))
+                index = torch.cat([best[1], index], -1).gather(-1, order)
+            best, start = (value, index), start + x.shape[-1]
+            softmax.weigh(softmax.take(ell))
+        value, index = best
+        weights[part] = value.sub_(softmax.log_norm().unsqueeze(-1)).exp_().movedim(1, 0)
+        positions[part] = index.movedim(1, 0)
+    return weights, positions
 
 
 @without_autograd
@@ -135,9 +200,9 @@ def _at_least_float32(z: Tensor) -> torch.dtype:
     return torch.promote_types(z.dtype, torch.float32)
 
 
-def _parts(z, problem, *, whole_images=False):
+def _parts(z, problem, **options):
     """The batch in parts that fit the budget, each with a function that runs over its tiles."""
-    size = _size(z, problem, (problem.queries,), whole_images=whole_images)
+    size = _size(z, problem, (problem.queries,), **options)
     problem = replace(problem, queries=ready(problem.queries, z.new_empty(0, dtype=torch.float64)))
     for start in range(0, len(z), size.b):
         part = slice(start, start + size.b)

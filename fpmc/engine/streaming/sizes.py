@@ -45,6 +45,7 @@ def tile(
     device: torch.device | None = None,
     *,
     whole_images: bool = False,
+    rows: int = 0,
     held: int = 0,
     keep: int = 0,
 ) -> Tile:
@@ -63,6 +64,7 @@ def tile(
         budget: Bytes of working memory; 1 GiB if left out.
         device: Where the sum runs.
         whole_images: Whether the sum makes one image per estimator.
+        rows: Further numbers per estimator and noisy image, such as draws.
         held: Bytes of the budget that the caller's own arrays take.
         keep: Bytes per estimator and pair of images that would save a product with a dense Q if
             they were kept; 0 if nothing would.
@@ -75,7 +77,7 @@ def tile(
     dimensions, k = math.prod(shape), operators[0].k
     matrices = [op.matrix.numel() for op in operators if isinstance(op, Dense)]
     once = held + 2 * sum(matrices) * FLOAT64
-    per_z = (6 * dimensions + 6 * k + whole_images * 3 * k * dimensions) * FLOAT64
+    per_z = (6 * dimensions + (6 + rows) * k + whole_images * 3 * k * dimensions) * FLOAT64
     per_x = 5 * dimensions * FLOAT64
     per_pair = 4 * k * FLOAT64 + sum(_pair_bytes(op) for op in operators)
 
