@@ -196,7 +196,10 @@ def measure_translated(p, source, z, sigma, budget):
         "loop": loop_over_translations(z, x, sigma, p, False),
         "products": loop_over_translations(z, x, sigma, p, True),
     }
-    return {"path": "translations", "ours": ours, **compared(others, ours)}
+    operators = (Box(tuple(z.shape[2:]), p, "clip"), Identity(tuple(z.shape[2:])))
+    options = {"device": z.device, "budget": budget, "translated": True}
+    path = engine.plan(*operators, source, len(z), **options).path
+    return {"path": path, "ours": ours, **compared(others, ours)}
 
 
 def compared(others, ours):

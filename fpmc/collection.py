@@ -18,13 +18,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fpmc import engine
-from fpmc.checks import EXTREME, as_images, as_noise_level, as_whole_number
-from fpmc.denoiser import DropIn, question
+from fpmc.checks import EXTREME, as_noise_level, as_whole_number
+from fpmc.denoiser import DropIn, question_of_one_level
 from fpmc.engine.memory import resolve
 from fpmc.engine.problem import Problem
 from fpmc.engine.streaming import posterior
 from fpmc.levels import Constant, nearest_level
-from fpmc.modes import not_differentiable, refuse_transforms
+from fpmc.modes import not_differentiable
 from fpmc.operators import LARGEST, Dense, Operator, as_pair
 from fpmc.seeds import own_stream
 from fpmc.source import Source, as_source
@@ -121,11 +121,7 @@ class FPMC(DropIn):
 
         Arguments and errors as in a call.
         """
-        refuse_transforms(z, "z")
-        z, sigmas = question(as_images(z, "z", self.shape), sigma, None, self.shape)
-        sigma, *others = set(sigmas)
-        if others:
-            raise ValueError(f"sigma: got {len(others) + 1} noise levels, wanted one for all")
+        z, sigma = question_of_one_level(z, sigma, self.shape)
         operators = self._operators(z, sigma)
         return Posterior(z, Problem(*operators, self.source, sigma, self.budget))
 

@@ -17,7 +17,7 @@ from fpmc.checks import EXTREME, as_device, as_images, as_noise_levels, kind
 from fpmc.forks import refuse_to_hang
 from fpmc.modes import opaque, refuse_transforms
 
-__all__ = ["DropIn", "grouped", "question"]
+__all__ = ["DropIn", "grouped", "question", "question_of_one_level"]
 
 
 @opaque(
@@ -50,6 +50,24 @@ def question(
     refuse_to_hang()
     z = as_images(z, "z", shape, empty=True)
     return z, as_noise_levels(sigma, len(z))
+
+
+def question_of_one_level(
+    z: Any, sigma: Any, shape: tuple[int, int, int]
+) -> tuple[Float[Tensor, "b c h w"], float]:
+    """The same, where there is one noise level for all images, and at least one image.
+
+    Raises:
+        TypeError: As above, and if z is a tensor inside a transform of ``torch.func``.
+        ValueError: As above, and if there are no images or several noise levels.
+        RuntimeError: As above.
+    """
+    refuse_transforms(z, "z")
+    z, sigmas = question(as_images(z, "z", shape), sigma, None, shape)
+    sigma, *others = set(sigmas)
+    if others:
+        raise ValueError(f"sigma: got {len(others) + 1} noise levels, wanted one for all")
+    return z, sigma
 
 
 def grouped(

@@ -7,7 +7,7 @@ symmetry of a convolution allows it.
 Source: Kamb and Ganguli (2025); Niedoba et al. (2026), appendix A.2.2.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -15,24 +15,28 @@ from torch import Tensor
 
 from fpmc import engine
 from fpmc.checks import as_whole_number
-from fpmc.denoiser import DropIn
+from fpmc.denoiser import DropIn, question_of_one_level
 from fpmc.engine.memory import resolve
-from fpmc.engine.streaming.translations import Region, Span, denoise_cyclic, denoise_region
-from fpmc.modes import not_differentiable, without_autograd
-from fpmc.operators import Box, Identity
+from fpmc.engine.problem import Problem
+from fpmc.engine.streaming.places import Places, heaviest, per_image
+from fpmc.engine.streaming.regions import boundary_classes
+from fpmc.modes import not_differentiable
+from fpmc.operators import Box, Identity, Ones, Operator
 from fpmc.source import Source, as_source
 
-__all__ = ["Equivariant", "boundary_classes"]
+__all__ = ["Equivariant", "TranslatedPosterior", "boundary_classes"]
 
 
 class Equivariant(DropIn):
     """A collection over the translations of its source, called as ``denoiser(z, sigma)``.
 
-    Answers lie in [-1, 1] but for rounding. They are not differentiable: a call for a gradient is
-    an error.
+    Answers lie in [-1, 1] but for rounding. They are differentiable in z (in reverse mode:
+    ``backward``, ``torch.autograd.grad``).
 
-    The translated images are never made: see
-    :mod:`fpmc.engine.streaming.translations`.
+    The translated images are never made. Of patches, all pairs at one displacement share squared
+    differences, with running sums over them (:mod:`fpmc.engine.cpu.displacements`; where nothing is
+    compiled they are matrix products, :mod:`fpmc.engine.streaming.translations`). Of whole images,
+    Fourier transforms give all translations at once (:mod:`fpmc.engine.streaming.orbit`).
 
     Args:
         patch_sizes: A function from sigma to the side p of the squares that the estimators see,
@@ -77,58 +81,60 @@ class Equivariant(DropIn):
         self.source = self.source.to(device)
 
     def _answer(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
+        settings = (sigma, *self._operators(sigma), self.source, self.budget)
+        return engine.denoise(z, *settings, translated=True)
+
+    def posterior(self, z: Float[Tensor, "b c h w"], sigma: float) -> "TranslatedPosterior":
+        """Which source pixels an answer is made of, of one noise level for all images.
+
+        Arguments and errors as in a call.
+        """
+        z, sigma = question_of_one_level(z, sigma, self.shape)
+        settings = (*self._operators(sigma), self.source, sigma, self.budget)
+        return TranslatedPosterior(z, Problem(*settings, translated=True))
+
+    def _operators(self, sigma: float) -> tuple[Operator, Operator]:
+        shape = self.source.shape[1:]
         if self._patch_sizes is None:
-            x_hat = denoise_cyclic(z, sigma, self.source, self.budget)
-        else:
-            p = as_whole_number(self._patch_sizes(sigma), "patch_sizes", 1, min(z.shape[2:]))
-            x_hat = _denoise_patches(z, sigma, p, self.source, self.budget)
-        return not_differentiable(x_hat, "a collection over translations", z)
+            return Ones(shape), Ones(shape)
+        p = as_whole_number(self._patch_sizes(sigma), "patch_sizes", 1, min(shape))
+        return Box(shape, p, "clip"), Identity(shape)
 
 
-@without_autograd
-def _denoise_patches(
-    z: Float[Tensor, "b c h w"], sigma: float, p: int, source: Source, budget: int
-) -> Float[Tensor, "b c h w"]:
-    """Each pixel's posterior mean over all source patches of its boundary class.
+class TranslatedPosterior:
+    """The posteriors of output pixels over the source's pixels, for each of b noisy images.
 
-    A pixel in a corner shares its source patches with no other: LS, of squares of side p clipped at
-    the border, answers it.
+    Made by :meth:`Equivariant.posterior`. A posterior runs over all images and all places of a
+    pixel's boundary class, too many to list for all pixels: so a pixel is asked for.
     """
-    h, w = z.shape[2:]
-    answer = engine.denoise(z, sigma, Box((h, w), p, "clip"), Identity((h, w)), source, budget)
-    for region in boundary_classes(h, w, p):
-        answer[(..., *region.centres)] = denoise_region(z, sigma, region, source, budget)
-    return answer
 
+    def __init__(self, z: Float[Tensor, "b c h w"], problem: Problem):
+        self._z, self._problem = z, problem
 
-def boundary_classes(h: int, w: int, p: int) -> Iterator[Region]:
-    """The classes of pixels that share their source patches, those of one pixel left out.
+    def top(self, n: int, pixel: tuple[int, int]) -> Places:
+        """The n source pixels that weigh most in an output pixel.
 
-    A pixel whose square of side p fits may move to every other such pixel: the middle. One whose
-    square crosses a vertical border, and is clipped there, may move within its column; one at a
-    horizontal border within its row; one in a corner not at all.
+        Args:
+            n: How many.
+            pixel: The output pixel's row and column.
 
-    Args:
-        h: The images' height.
-        w: Their width.
-        p: The side of the square, 1 ≤ p ≤ min(h, w), centred as in :class:`fpmc.operators.Box`.
+        Returns:
+            Weights in falling order, and the images, rows and columns of the source pixels, each
+            of shape (b, n); the answer at this pixel is the mean of all of them so weighted. Not
+            differentiable.
 
-    Source: Kamb and Ganguli (2025); Niedoba et al. (2026), equations (62) to (68).
-    """
-    (rows, *border_rows), (columns, *border_columns) = _spans(h, p), _spans(w, p)
-    if rows.count * columns.count > 1:
-        yield Region(rows, columns)
-    if rows.count > 1:
-        yield from (Region(rows, column) for column in border_columns)
-    if columns.count > 1:
-        yield from (Region(row, columns) for row in border_rows)
-
-
-def _spans(side: int, p: int) -> list[Span]:
-    """Along an axis: the middle, where the square fits, then each pixel at a border."""
-    before, after = p // 2, (p + 1) // 2
-    spans = [Span(slice(0, side), p, slice(before, side - after + 1))]
-    for centre in (*range(before), *range(side - after + 1, side)):
-        start, stop = max(0, centre - before), min(side, centre + after)
-        spans.append(Span(slice(start, stop), stop - start, slice(centre, centre + 1)))
-    return spans
+        Raises:
+            TypeError: If n, the row or the column is not a whole number.
+            ValueError: If n is more than there are, or there is no such pixel.
+        """
+        if not isinstance(pixel, tuple) or len(pixel) != 2:
+            raise TypeError(f"pixel: got {pixel!r}, wanted a row and a column")
+        h, w = self._z.shape[2:]
+        row, column = (
+            as_whole_number(at, f"pixel's {name}", 0, side - 1)
+            for at, name, side in zip(pixel, ("row", "column"), (h, w), strict=True)
+        )
+        most = len(self._problem.source) * per_image(self._problem, (row, column))
+        found = heaviest(self._z, self._problem, (row, column), as_whole_number(n, "n", 1, most))
+        weights = not_differentiable(found.weights, "a posterior", self._z)
+        return found._replace(weights=weights)

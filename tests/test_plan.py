@@ -276,7 +276,7 @@ def recorded(method, path, way, ran):
     """The method, which says that it ran."""
 
     def call(self, *arguments):
-        ran.append((NAMES[path], way))
+        ran.append((path, way))
         return method(self, *arguments)
 
     return call
@@ -321,7 +321,7 @@ class TestPlan:
         ran = []
         for path in (Squares, WholeImage, Streaming):
             for way in ("answer", "vjp"):
-                monkeypatch.setattr(path, way, recorded(getattr(path, way), path, way, ran))
+                monkeypatch.setattr(path, way, recorded(getattr(path, way), NAMES[path], way, ran))
         monkeypatch.setattr(compiled, "MISSING", missing)
         operators = collections((3, 8, 8), 0)[structure]
         source = Source(fpmc.source.to_uint8(images(300, (3, 8, 8), 0)))

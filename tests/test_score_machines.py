@@ -26,10 +26,10 @@ def square(i, j, p, h, w):
     return near[0] & near[1]
 
 
-def posterior_mean_at(z, sigma, candidates, i, j, mask):
+def posterior_mean_at(z, sigma, candidates, i, j, mask, prior):
     """The mean of the candidates' pixel (i, j), by how well they fit z under the mask."""
     distance = ((z - candidates) ** 2)[:, :, mask].sum((1, 2))
-    return torch.softmax(-distance / (2 * sigma**2), 0) @ candidates[:, :, i, j]
+    return torch.softmax(prior - distance / (2 * sigma**2), 0) @ candidates[:, :, i, j]
 
 
 def shifted(x, down, right):
@@ -53,15 +53,18 @@ def translations(i, side, p):
     return [t for t in range(-side, side + 1) if before <= i - t <= side - 1 - after]
 
 
-def local_machine(z, sigma, x, p, equivariant):
+def local_machine(z, sigma, x, p, equivariant, log_weights=None):
     """LS, or ELS with its translated data set written out for every pixel."""
     h, w = z.shape[-2:]
+    prior = x.new_zeros(len(x)) if log_weights is None else log_weights
     answer = torch.empty_like(z)
     for b, i, j in itertools.product(range(len(z)), range(h), range(w)):
-        moves = itertools.product(translations(i, h, p), translations(j, w, p))
-        candidates = torch.cat([shifted(x, *move) for move in moves]) if equivariant else x
-        mask = square(i, j, p, h, w)
-        answer[b, :, i, j] = posterior_mean_at(z[b], sigma, candidates, i, j, mask)
+        moves = [(0, 0)]
+        if equivariant:
+            moves = list(itertools.product(translations(i, h, p), translations(j, w, p)))
+        candidates = torch.cat([shifted(x, *move) for move in moves])
+        mask, priors = square(i, j, p, h, w), prior.repeat(len(moves))
+        answer[b, :, i, j] = posterior_mean_at(z[b], sigma, candidates, i, j, mask, priors)
     return answer
 
 

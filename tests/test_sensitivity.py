@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fpmc import Source, methods, networks, sensitivity, storage
 from fpmc.diffusion import add_noise, edm_sigmas
+from fpmc.modes import not_differentiable
 from fpmc.sensitivity import __main__ as command_line
 from fpmc.sensitivity import gradients
 from fpmc.sensitivity.__main__ import main
@@ -68,8 +69,11 @@ def test_of_an_fpmc_they_are_those_of_its_jacobian():
 
 
 def test_what_is_not_differentiable_has_no_maps():
-    with pytest.raises(RuntimeError, match="a collection over translations: not differentiable"):
-        sensitivity.maps(methods.els(Source(images(9)), 3), 1.0, images())
+    def constant(z, sigma):
+        return not_differentiable(z.detach(), "a constant", z)
+
+    with pytest.raises(RuntimeError, match="a constant: not differentiable"):
+        sensitivity.maps(constant, 1.0, images())
 
 
 def test_they_do_not_depend_on_the_budget_or_on_how_pixels_are_stored():

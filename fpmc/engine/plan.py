@@ -8,35 +8,30 @@ whole image           Ones Q and R, on a CPU, small b     b N D
 cuda                  squares and matrices, on CUDA       2 b N P K for each product with a matrix
 streaming             everything else                     the same, on windows where Q and R vanish
                                                           outside
+displacements         translated squares, on a CPU        b N P (2m − 1)², m² the places of a square
+translations          other translated squares            2 b N m⁴ c p²
+orbit                 whole images, translated            b N P log P
 ====================  ==================================  ==========================================
 
-The first two are compiled, the third is Triton's; their answers have float32's accuracy, or
-float64's for the whole image. The last is PyTorch, and also goes back for the third.
+The first two and the displacements are compiled, "cuda" is Triton's; their answers have float32's
+accuracy, or float64's for the whole image. The others are PyTorch; streaming also goes back for
+"cuda". Translated are those estimators that also see the source's images moved.
 """
 
-import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fpmc.checks import as_device, as_noise_level, as_whole_number
-from fpmc.engine import roofline
-from fpmc.engine.cuda import Cuda
+from fpmc.engine import choices
 from fpmc.engine.precision import as_precision, float32_holds
 from fpmc.engine.problem import Problem
-from fpmc.engine.roofline import Cost, Peaks, measure_peaks
-from fpmc.engine.sparsity import Windowed
-from fpmc.engine.streaming import Streaming
-from fpmc.engine.streaming.arithmetic import dtypes
+from fpmc.engine.roofline import Peaks, measure_peaks
 from fpmc.operators import Box, Dense, Ones, Operator, as_pair
 from fpmc.source import Source, as_source
 
 __all__ = ["Plan", "choose", "plan", "simplest"]
-
-FEW = 48
-"""Noisy images up to which reading the source as it is stored beats matrix products."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,8 @@ class Plan:
     """How a call will be computed; ``print`` it.
 
     Attributes:
-        path: The backend that answers: "squares", "whole image", "cuda" or "streaming".
+        path: The backend that answers: "squares", "whole image", "cuda", "streaming",
+            "displacements", "translations" or "orbit".
         back: The backend that computes gradients.
         reason: Why this path.
         b: Noisy images at a time.
@@ -107,6 +103,7 @@ def plan(
     device: torch.device | str = "cpu",
     budget: int | None = None,
     precision: str = "exact",
+    translated: bool = False,
 ) -> Plan:
     """Choose how to compute an answer. Nothing is computed.
 
@@ -123,6 +120,7 @@ def plan(
         device: Where they are.
         budget: Bytes of working memory, inputs and result not counted; 1 GiB if left out.
         precision: As in :func:`fpmc.engine.denoise`.
+        translated: Likewise.
 
     Raises:
         TypeError: If the batch or the budget is not a whole number, or S no source.
@@ -137,6 +135,7 @@ def plan(
         1.0 if sigma is None else as_noise_level(sigma),
         budget,
         as_precision(precision),
+        translated,
     )
     problem = simplest(problem, largest)
     return choose(problem, batch, torch.empty(0, dtype=dtype, device=device), largest)
@@ -145,28 +144,22 @@ def plan(
 def simplest(problem: Problem, largest: float | None) -> Problem:
     """The problem with the whole image for a square as large, exact where float32 cannot hold it.
 
+    Squares that cannot move within the image are not translated.
+
     Args:
         problem: What is asked.
         largest: The largest absolute value of the noisy images; None if it is not known.
     """
+    if problem.translated:
+        if not _immobile(problem.queries):
+            return problem
+        problem = replace(problem, translated=False, precision="exact")
     queries, responses = (
         Ones(op.shape) if isinstance(op, Box) and op.k == 1 else op for op in problem.operators
     )
     exact = problem.exact or not (largest is None or float32_holds(problem, largest))
     precision = "exact" if exact else problem.precision
     return replace(problem, queries=queries, responses=responses, precision=precision)
-
-
-class _Choice(NamedTuple):
-    """What a path would do; or, if it cannot, the reason alone."""
-
-    reason: str
-    b: int = 0
-    n: int = 0
-    threads: int = 1
-    memory: int = 0
-    cost: Cost = Cost(0, 0, 0)
-    back: str = "streaming"
 
 
 def choose(problem: Problem, batch: int, like: Tensor, largest: float | None) -> Plan:
@@ -178,89 +171,45 @@ def choose(problem: Problem, batch: int, like: Tensor, largest: float | None) ->
         like: A tensor with their type and device.
         largest: The largest absolute value of their pixels; None if it is not known.
     """
-    path, choice = "streaming", _Choice("no structure but matrices")
+    if problem.translated:
+        return _plan(*_translated(problem, batch, like, largest), like)
+    path, choice = "streaming", choices.Choice("no structure but matrices")
     if like.device.type == "cuda":
-        path, choice = "cuda", _cuda(problem, batch, like)
+        path, choice = "cuda", choices.cuda(problem, batch, like)
     elif like.device.type == "cpu" and not isinstance(problem.queries, Dense):
         from fpmc.engine.cpu import squares, whole_image
         from fpmc.engine.cpu.compiled import MISSING
 
         arguments = (*problem.operators, problem.source, like.device)
         if whole_image.WholeImage.covers(*arguments):
-            path, choice = "whole image", _whole_image(problem, batch)
+            path, choice = "whole image", choices.whole_image(problem, batch)
         elif squares.Squares.covers(*arguments):
-            path, choice = "squares", _squares(problem, batch, like, largest)
+            path, choice = "squares", choices.squares(problem, batch, like, largest)
         elif MISSING:
-            choice = _Choice(MISSING)
+            choice = choices.Choice(MISSING)
     if not choice.b:
-        path, choice = "streaming", _streaming(problem, batch, like, choice.reason)
+        path, choice = "streaming", choices.streaming(problem, batch, like, choice.reason)
+    return _plan(path, choice, like)
+
+
+def _translated(
+    problem: Problem, batch: int, like: Tensor, largest: float | None
+) -> tuple[str, choices.Choice]:
+    """The same, where estimators also see the source translated."""
+    if isinstance(problem.queries, Ones):
+        return "orbit", choices.orbit(problem, batch, like)
+    choice = choices.displacements(problem, batch, like, largest)
+    if choice.b:
+        return "displacements", choice
+    return "translations", choices.translations(problem, batch, like, choice.reason)
+
+
+def _immobile(queries: Operator) -> bool:
+    return isinstance(queries, Box) and set(queries.shape) == {queries.p}
+
+
+def _plan(path: str, choice: choices.Choice, like: Tensor) -> Plan:
     own = {
         name: getattr(choice, name) for name in ("back", "reason", "b", "n", "threads", "memory")
     }
     return Plan(path, **own, **choice.cost._asdict(), device=like.device)
-
-
-def _whole_image(problem: Problem, batch: int) -> _Choice:
-    from fpmc.engine.cpu.whole_image import WholeImage
-
-    if batch > FEW:
-        return _Choice(f"the whole image, and more than {FEW} noisy images: matrix products")
-    path = WholeImage(problem)
-    size = path.fit(batch, back=False)
-    if size is None:
-        return _Choice("the whole image, but the budget is too small for the compiled path")
-    reason = "each source image is read as it is stored, once for all noisy images at a time"
-    cost = roofline.whole_image(problem, batch, size.b)
-    back = "whole image" if path.fit(batch, back=True) else "streaming"
-    return _Choice(reason, size.b, 1, size.threads, size.memory, cost, back)
-
-
-def _squares(problem: Problem, batch: int, like: Tensor, largest: float | None) -> _Choice:
-    from fpmc.engine.cpu.squares import Squares, safe
-
-    if like.dtype == torch.float64:
-        return _Choice("squares, but float64 is wanted")
-    c, queries = problem.source.shape[0], problem.queries
-    if largest is not None and not safe(largest, problem.sigma, queries, c):
-        return _Choice("squares, but pixels so far out that running sums lose digits")
-    path = Squares(problem)
-    size = path.fit(batch, back=False)
-    if size is None:
-        return _Choice("squares, but the budget is too small for the compiled path")
-    cost = roofline.squares(problem, batch, size.b)
-    back = "squares" if path.fit(batch, back=True) else "streaming"
-    reason = f"running sums, {_passes(problem.responses)}"
-    return _Choice(reason, size.b, path.lanes, size.threads, size.memory, cost, back)
-
-
-def _cuda(problem: Problem, batch: int, like: Tensor) -> _Choice:
-    reason = "no structure but matrices"
-    wide = problem.exact and like.dtype == torch.float64
-    arguments = (*problem.operators, problem.source, like.device, problem.precision)
-    if wide or not Cuda.covers(*arguments):
-        return _Choice(reason)
-    size = Cuda(problem).sizes(batch, like.device)
-    if size is None:
-        return _Choice("the budget is too small for the CUDA kernels")
-    cost = roofline.cuda(problem, batch, size.b, kept=size.n == len(problem.source))
-    reason = f"differences, products and softmax in one kernel, {_passes(problem.responses)}"
-    return _Choice(reason, size.b, size.n or len(problem.source), 1, size.memory, cost)
-
-
-def _streaming(problem: Problem, batch: int, like: Tensor, reason: str) -> _Choice:
-    """What the streaming engine will do with a batch of noisy images like this one."""
-    path, types = Streaming(problem), dtypes(like, exact=problem.exact)
-    size, ready = path.size(batch, like, back=False), path.ready(like, types)
-    queries, responses = ready.operators
-    if isinstance(queries, Windowed):
-        part = queries.size / (queries.k * math.prod(queries.shape))
-        reason += f" on windows, {100 * part:.0f} % of the matrix"
-    if size.kept:
-        reason += "; Q is applied once, and what it gives is kept"
-    cost = roofline.streaming(ready, types, batch, size)
-    reason = f"{reason}; {_passes(responses)}"
-    return _Choice(reason, size.b, size.n, torch.get_num_threads(), problem.budget, cost)
-
-
-def _passes(responses: Operator) -> str:
-    return f"{'one pass' if responses.partition else 'two passes'} over the source"

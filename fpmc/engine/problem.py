@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.memory import resolve
-from fpmc.operators import Operator
+from fpmc.operators import Box, Identity, Ones, Operator
 from fpmc.source import Source
 
 __all__ = ["Problem", "log_weights", "parts"]
@@ -30,6 +30,12 @@ class Problem:
         sigma: The noise level σ > 0.
         budget: Bytes of working memory, inputs and results not counted; 1 GiB for None.
         precision: What is computed in, see :mod:`fpmc.engine.precision`.
+        translated: Whether an estimator also sees the source's images translated: clipped squares
+            with one-hot responses, those translations that bring a square which the border cuts
+            alike to its own place; whole images, all cyclic ones.
+
+    Raises:
+        ValueError: If other operators are to be translated.
     """
 
     queries: Operator
@@ -38,9 +44,15 @@ class Problem:
     sigma: float
     budget: int | None = None
     precision: str = "exact"
+    translated: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "budget", resolve(self.budget))
+        if self.translated and not _translatable(*self.operators):
+            raise ValueError(
+                f"translated: got True for {self.queries} and {self.responses}, wanted clipped "
+                "squares with one-hot responses, or whole images"
+            )
 
     @property
     def operators(self) -> tuple[Operator, Operator]:
@@ -73,3 +85,9 @@ def log_weights(source: Source, like: Tensor) -> Float[Tensor, " n"] | None:
     if source.log_weights is None:
         return None
     return source.log_weights.to(like).clamp(min=torch.finfo(like.dtype).min / 2)
+
+
+def _translatable(queries: Operator, responses: Operator) -> bool:
+    if isinstance(queries, Box) and queries.border == "clip":
+        return isinstance(responses, Identity) and responses.shape == queries.grid
+    return isinstance(queries, Ones) and isinstance(responses, Ones)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,10 +11,14 @@ import torch
 from fpmc.engine.problem import Problem
 from fpmc.engine.sparsity import Windowed
 from fpmc.engine.streaming.arithmetic import Dtypes
+from fpmc.engine.streaming.regions import Region
 from fpmc.engine.streaming.sizes import Tile
 from fpmc.operators import Box, Dense, Ones, Operator
 
-__all__ = ["Cost", "Peaks", "cuda", "measure_peaks", "squares", "streaming", "whole_image"]
+__all__ = [
+    "Cost", "Peaks", "cuda", "displacements", "measure_peaks", "orbit", "squares", "streaming",
+    "translations", "whole_image",
+]  # fmt: skip
 
 EXP = 15
 """Operations that an exponential counts for."""
@@ -83,6 +87,43 @@ def squares(problem: Problem, batch: int, b: int) -> Cost:
         pairs * (passes * EXP * queries.k + spread + 2 * c * h * w),
         -(-batch // b) * passes * source.images.nbytes,
     )
+
+
+def displacements(problem: Problem, batch: int, b: int) -> Cost:
+    """Of compiled sums over displacements: as squares, for every pixel of every overlap."""
+    source, p = problem.source, problem.queries.p
+    c, *sides = source.shape
+    pairs = len(source) * batch
+    overlaps = math.prod(side**2 - (p - 1) * p for side in sides)
+    squares = math.prod(side + (side - p) * (side - p + 1) for side in sides)
+    return Cost(
+        pairs * ((3 * c + 3) * overlaps + 3 * squares),
+        pairs * (EXP + 2 * c + 1) * squares,
+        -(-batch // b) * source.images.nbytes,
+    )
+
+
+def translations(problem: Problem, regions: Iterable[Region], batch: int, b: int) -> Cost:
+    """Of matrix products of patches."""
+    source = problem.source
+    c, per_pair = source.shape[0], 0
+    for region in regions:
+        d = c * region.rows.side * region.columns.side
+        per_pair += region.places**2 * (2 * d + EXP + 2 * c)
+    passes = -(-batch // b)
+    moved = passes * len(source) * math.prod(source.shape) * 8
+    return Cost(len(source) * batch * per_pair, 0, moved)
+
+
+def orbit(problem: Problem, batch: int, b: int) -> Cost:
+    """Of Fourier transforms: of each image, of each pair two, and their products."""
+    source = problem.source
+    c, h, w = source.shape
+    transform = 2.5 * h * w * math.log2(h * w)
+    per_pair = 2 * transform + (8 * c + EXP) * h * w
+    passes = -(-batch // b)
+    operations = len(source) * (batch * per_pair + passes * c * transform)
+    return Cost(operations, 0, passes * len(source) * math.prod(source.shape) * 8)
 
 
 def cuda(problem: Problem, batch: int, b: int, *, kept: bool) -> Cost:

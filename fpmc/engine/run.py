@@ -8,6 +8,8 @@ from fpmc.engine.cuda import Cuda, TooLittleSharedMemoryError
 from fpmc.engine.plan import Plan, choose, simplest
 from fpmc.engine.problem import Problem
 from fpmc.engine.streaming import Streaming
+from fpmc.engine.streaming.orbit import Orbit
+from fpmc.engine.streaming.translations import Translations
 from fpmc.operators import Box, Operator
 from fpmc.source import Source
 
@@ -22,6 +24,8 @@ def denoise(
     source: Source,
     budget: int | None = None,
     precision: str = "exact",
+    *,
+    translated: bool = False,
 ) -> Float[Tensor, "b c h w"]:
     """The collection's answer x̂ of (10), by the path that :func:`fpmc.engine.plan` chooses.
 
@@ -36,15 +40,19 @@ def denoise(
             "tf32" or "bf16", of which elsewhere "float32" takes the place. Squares and whole
             images on a CPU are always exact, and so are answers that float32's range does not
             hold the way to.
+        translated: Whether estimators also see the source's images translated, which clipped
+            squares with one-hot responses and whole images can, always exactly:
+            see :class:`fpmc.engine.problem.Problem`.
 
     Returns:
         x̂ with z's shape, type and device, differentiable in z and in the matrices of dense Q and R
         (in reverse mode, not by ``torch.func``).
 
     Raises:
-        ValueError: If the budget is too small for a single pair of images.
+        ValueError: If the budget is too small for a single pair of images, or other operators are
+            to be translated.
     """
-    problem = Problem(queries, responses, source, sigma, budget, precision)
+    problem = Problem(queries, responses, source, sigma, budget, precision, translated)
     asked = isinstance(queries, Box) or not problem.exact  # on a CUDA device it takes a while
     largest = z.detach().abs().max().item() if asked else None
     problem = simplest(problem, largest)
@@ -56,11 +64,18 @@ def denoise(
 
 def backend(path: str, problem: Problem) -> Backend | Cuda:
     """The backend of this name. The compiled ones are not imported before they are needed."""
-    if path in ("squares", "whole image"):
-        from fpmc.engine.cpu import squares, whole_image
+    if path in ("squares", "whole image", "displacements"):
+        from fpmc.engine.cpu import displacements, squares, whole_image
 
-        return (squares.Squares if path == "squares" else whole_image.WholeImage)(problem)
-    return {"cuda": Cuda, "streaming": Streaming}[path](problem)
+        return {
+            "squares": squares.Squares,
+            "whole image": whole_image.WholeImage,
+            "displacements": displacements.Displacements,
+        }[path](problem)
+    if path == "translations":
+        settings = (problem.sigma, *problem.operators, problem.source, problem.budget)
+        return Translations(problem, lambda z: denoise(z, *settings))
+    return {"cuda": Cuda, "orbit": Orbit, "streaming": Streaming}[path](problem)
 
 
 def _run(problem: Problem, z: Tensor, chosen: Plan) -> Tensor:

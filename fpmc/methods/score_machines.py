@@ -51,9 +51,10 @@ def els(
     sees the squares at every place where they fit, one at a vertical border those of its column,
     one at a horizontal border those of its row, and one in a corner those of its own place.
 
-    For a noisy image and a source image it takes about (m m')² (c p² multiplications, in matrix
-    products, and one exponential), where m = h − p + 1 and m' = w − p + 1. Those are counts, not
-    times.
+    For a noisy image and a source image it takes up to (m m')² exponentials, where m = h − p + 1
+    and m' = w − p + 1, and for float32 on a CPU c squared differences for each pixel in which the
+    two overlap, at each of (2m − 1)(2m' − 1) displacements; elsewhere, products of all squares
+    with all squares, (m m')² c p² multiplications. Those are counts, not times.
 
     Args:
         source: S.
@@ -75,7 +76,7 @@ def els(
 def es(source: Source, *, budget: int | None = None) -> Equivariant:
     """ES, the equivariant score machine: the optimal denoiser over all cyclic translations of S.
 
-    It takes h·w times as long as the optimal denoiser.
+    All translations of an image together take a few Fourier transforms of it.
 
     Args:
         source: S.

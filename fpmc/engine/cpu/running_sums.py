@@ -15,8 +15,8 @@ import numpy as np
 from fpmc.engine.cpu.compiled import LANES, compiled
 
 __all__ = [
-    "ZERO", "Buffers", "Query", "Spread", "clear", "enter", "enter_weights", "load", "slide",
-    "start",
+    "ZERO", "Buffers", "Overlap", "Query", "Spread", "clear", "enter", "enter_weights", "load",
+    "slide", "start", "whole",
 ]  # fmt: skip
 
 ZERO = np.float32(0)
@@ -72,6 +72,33 @@ class Spread(NamedTuple):
     totals: np.ndarray
 
 
+class Overlap(NamedTuple):
+    """The pixels that a noisy image and a source image share when the latter is moved.
+
+    Attributes:
+        h: Their rows.
+        w: Their columns.
+        z_row: The first of the rows in the noisy image.
+        z_column: The first of the columns there.
+        x_row: The first of the rows in the source image.
+        x_column: The first of the columns there.
+    """
+
+    h: int
+    w: int
+    z_row: int
+    z_column: int
+    x_row: int
+    x_column: int
+
+
+@compiled
+def whole(tile):
+    """All pixels, of a source image that stays where it is."""
+    _, h, w, _ = tile.shape
+    return Overlap(h, w, 0, 0, 0, 0)
+
+
 @compiled
 def load(x, first, tile):
     """Copy images into lanes; lanes beyond the last image keep what they had."""
@@ -91,37 +118,55 @@ def clear(ring, column):
 
 
 @compiled
-def enter(z, row, buffers):
-    """A row of δ enters the sums along columns, and the one p rows above leaves.
+def enter(z, row, over, buffers):
+    """A row of δ enters the sums along columns, and the one p rows above leaves, if there is one.
 
-    Below the image the rows are zeros.
+    Below the pixels that z and the tile share nothing enters. The first row finds sums of 0, and a
+    ring with anything in it.
     """
-    tile, ring, column = buffers.tile, buffers.ring, buffers.column
-    c, h, w, _ = tile.shape
-    slot = row % len(ring)
-    if row < h and c == 3:
-        for j in range(w):
-            red, green, blue = z[0, row, j], z[1, row, j], z[2, row, j]
+    ring, column = buffers.ring, buffers.column
+    slot, full = row % len(ring), row >= len(ring)
+    if row >= over.h:
+        for j in range(over.w):
             for n in range(LANES):
-                d_red = red - tile[0, row, j, n]
-                d_green = green - tile[1, row, j, n]
-                d_blue = blue - tile[2, row, j, n]
-                delta = d_red * d_red + d_green * d_green + d_blue * d_blue
-                column[j, n] += delta - ring[slot, j, n]
-                ring[slot, j, n] = delta
+                column[j, n] -= ring[slot, j, n]
         return
-    for j in range(w):
-        for n in range(LANES):
-            column[j, n] -= ring[slot, j, n]
-            ring[slot, j, n] = 0.0
-        if row < h:
-            for channel in range(c):
-                value = z[channel, row, j]
-                for n in range(LANES):
-                    d = value - tile[channel, row, j, n]
-                    ring[slot, j, n] += d * d
+    if len(buffers.tile) == 3:
+        _enter_colours(z, row, over, slot, full, buffers)
+        return
+    i, k = row + over.z_row, row + over.x_row
+    for j in range(over.w):
+        if full:
             for n in range(LANES):
-                column[j, n] += ring[slot, j, n]
+                column[j, n] -= ring[slot, j, n]
+        ring[slot, j] = 0.0
+        for channel in range(len(buffers.tile)):
+            value = z[channel, i, j + over.z_column]
+            for n in range(LANES):
+                d = value - buffers.tile[channel, k, j + over.x_column, n]
+                ring[slot, j, n] += d * d
+        for n in range(LANES):
+            column[j, n] += ring[slot, j, n]
+
+
+@compiled
+def _enter_colours(z, row, over, slot, full, buffers):
+    """The same for three channels, whose sums stay in registers."""
+    tile, ring, column = buffers.tile, buffers.ring, buffers.column
+    i, k = row + over.z_row, row + over.x_row
+    for j in range(over.w):
+        left, right = j + over.z_column, j + over.x_column
+        red, green, blue = z[0, i, left], z[1, i, left], z[2, i, left]
+        if full:
+            for n in range(LANES):
+                column[j, n] -= ring[slot, j, n]
+        for n in range(LANES):
+            d_red = red - tile[0, k, right, n]
+            d_green = green - tile[1, k, right, n]
+            d_blue = blue - tile[2, k, right, n]
+            delta = d_red * d_red + d_green * d_green + d_blue * d_blue
+            column[j, n] += delta
+            ring[slot, j, n] = delta
 
 
 @compiled

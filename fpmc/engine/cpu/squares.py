@@ -19,23 +19,21 @@ off, which is so for noisy images of that σ; an outlier among the pixels may br
 """
 
 from functools import reduce
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.cpu import squares_kernels, squares_vjp
+from fpmc.engine.cpu.buffers import Part, as_parts, before, buffers, need, slopes, spread
 from fpmc.engine.cpu.compiled import LANES, readable
-from fpmc.engine.cpu.running_sums import Buffers, Query, Spread
+from fpmc.engine.cpu.running_sums import Buffers, Spread
 from fpmc.engine.cpu.squares_vjp import Slopes
-from fpmc.engine.cpu.threads import Fit, Need, Share, fit, in_parts, shares, side_by_side
-from fpmc.engine.memory import FLOAT32, FLOAT64
+from fpmc.engine.cpu.threads import Fit, Share, fit, in_parts, shares, side_by_side
 from fpmc.engine.precision import tolerance
-from fpmc.engine.problem import Problem, log_weights, parts
+from fpmc.engine.problem import Problem
 from fpmc.engine.softmax import OnlineSoftmax
-from fpmc.engine.units import from_units, in_units, scale
+from fpmc.engine.units import from_units, in_units
 from fpmc.modes import without_autograd
 from fpmc.operators import Box, Identity, Operator
 from fpmc.source import Source
@@ -72,8 +70,8 @@ class Squares:
     def fit(self, batch: int, *, back: bool) -> Fit | None:
         """What of so many noisy images fits the budget, forward or back; None if nothing does."""
         problem = self.problem
-        need = _need(*problem.operators, problem.source, back=back)
-        return fit(need, batch, self.lanes, len(problem.source), problem.budget)
+        needed = need(*problem.operators, problem.source, back=back)
+        return fit(needed, batch, self.lanes, len(problem.source), problem.budget)
 
     @without_autograd
     def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -82,7 +80,8 @@ class Squares:
         self.log_norms = []
 
         def part(z: Tensor) -> Tensor:
-            found, log_norm = passes(self._parts(z), queries, responses, self._shares(chosen))
+            shared = self._shares(chosen)
+            found, log_norm = passes(as_parts(z, self.problem), queries, responses, shared)
             self.log_norms.append(log_norm)
             return from_units(found, z, self.problem.source)
 
@@ -107,64 +106,39 @@ class Squares:
 
     def _to_z(self, shared: list[list[Share]], z, x_hat, gradient, log_norm) -> Tensor:
         queries, responses = self.problem.operators
-        stored = self._parts(z)
+        stored = as_parts(z, self.problem)
         g = (gradient.double() / responses.coverage()).contiguous().numpy()
         answer, norm = in_units(x_hat, self.problem.source).numpy(), log_norm.numpy()
-        buffers = [_buffers(queries, stored) for _ in shared]
-        slopes = [_slopes(g, queries, responses) for _ in shared]
+        own = [buffers(queries, stored[0].x) for _ in shared]
+        sloped = [slopes(g, queries, responses) for _ in shared]
 
-        def first(share: list[Share], sums: Tensor, buffers: Buffers, slopes: Slopes) -> None:
+        def first(share: list[Share], sums: Tensor, own: Buffers, sloped: Slopes) -> None:
             for part, begin, end in share:
                 query, x, needed = stored[part]
-                arrays = (norm, *sums.numpy(), needed, buffers)
-                squares_vjp.averages(query, slopes, x, begin, end, *arrays)
+                arrays = (norm, *sums.numpy(), needed, own)
+                squares_vjp.averages(query, sloped, x, begin, end, *arrays)
 
-        def second(share: list[Share], total: Tensor, buffers: Buffers, slopes: Slopes) -> None:
-            spread = _spread(queries)
+        def second(share: list[Share], total: Tensor, own: Buffers, sloped: Slopes) -> None:
+            back = spread(queries)
             for part, begin, end in share:
                 query, x, needed = stored[part]
-                arrays = (norm, average, needed, answer, total.numpy(), buffers, spread)
-                squares_vjp.vjp(query, slopes, x, begin, end, *arrays)
+                arrays = (norm, average, needed, answer, total.numpy(), own, back)
+                squares_vjp.vjp(query, sloped, x, begin, end, *arrays)
 
         if isinstance(responses, Identity):
             average = (g * answer).sum(1)
         else:
             sums = [torch.zeros(2, *log_norm.shape, dtype=torch.float64) for _ in shared]
-            side_by_side(first, list(zip(shared, sums, buffers, slopes, strict=True)))
+            side_by_side(first, list(zip(shared, sums, own, sloped, strict=True)))
             mass, total = reduce(Tensor.add_, sums)
             average = total.div_(mass).numpy()
         totals = [torch.zeros(z.shape, dtype=torch.float64) for _ in shared]
-        side_by_side(second, list(zip(shared, totals, buffers, slopes, strict=True)))
+        side_by_side(second, list(zip(shared, totals, own, sloped, strict=True)))
         return reduce(Tensor.add_, totals).mul_(-2 * stored[0].query.scale).to(z)
 
     def _shares(self, chosen: Fit) -> list[list[Share]]:
         sizes = [len(part) for part in self.problem.source.parts]
         return shares(sizes, chosen.threads, LANES)
-
-    def _parts(self, z: Tensor) -> list["_Part"]:
-        source, before = self.problem.source, _before(self.problem.queries)
-        in_stored, factor = in_units(z, source), scale(self.problem.sigma, source)
-        found = []
-        for x, prior in parts(source, log_weights(source, in_stored)):
-            prior = in_stored.new_empty(0) if prior is None else prior
-            query = Query(in_stored.numpy(), prior.numpy(), factor, before)
-            needed = torch.ones(len(z), -(-len(x) // LANES), dtype=torch.bool)
-            found.append(_Part(query, x.numpy(), needed.numpy()))
-        return found
-
-
-class _Part(NamedTuple):
-    """What the kernels read of a part of the source.
-
-    Attributes:
-        query: The noisy images, and the part's log-weights.
-        x: Its images, shape (n, c, h, w).
-        needed: Whether the second pass needs a tile, shape (b, tiles); the first pass writes it.
-    """
-
-    query: Query
-    x: np.ndarray
-    needed: np.ndarray
 
 
 def safe(largest: float, sigma: float, queries: Box, c: int) -> bool:
@@ -181,94 +155,43 @@ def safe(largest: float, sigma: float, queries: Box, c: int) -> bool:
     return error <= tolerance(sigma) / 10
 
 
-def _need(queries: Box, responses: Box | Identity, source: Source, *, back: bool) -> Need:
-    """The working memory of an answer, or of going back."""
-    c, h, w = source.shape
-    d, k, grid_w = c * h * w, queries.k, queries.grid[1]
-    tile = d * source.images.dtype.itemsize
-    query = ((queries.p + 1) * w + grid_w) * FLOAT64 + grid_w * FLOAT32
-    tiles = sum(-(-len(part) // LANES) for part in source.parts)
-    if back:
-        spread = (queries.p + 2) * w * FLOAT32
-        slopes = ((_side(responses) + 1) * w + grid_w) * FLOAT64
-        thread = LANES * (tile + query + spread + slopes)
-        return Need(thread, (6 * d + 5 * k) * FLOAT64 + tiles, (d + 3 * k) * FLOAT64)
-    spread = (responses.p + 2) * w * FLOAT32 if isinstance(responses, Box) else 0
-    return Need(
-        LANES * (tile + query + spread), (4 * d + 4 * k) * FLOAT64 + tiles, (d + 2 * k) * FLOAT64
-    )
-
-
-def _one_pass(stored: list[_Part], queries, responses, shared) -> tuple[Tensor, Tensor]:
+def _one_pass(stored: list[Part], queries, responses, shared) -> tuple[Tensor, Tensor]:
     """The posterior mean in stored units, and the log-normalisers, with one-hot responses."""
 
-    def work(share: list[Share], softmax: OnlineSoftmax, buffers: Buffers) -> None:
+    def work(share: list[Share], softmax: OnlineSoftmax, own: Buffers) -> None:
         for part, begin, end in share:
             query, x, _ = stored[part]
-            squares_kernels.mean(query, x, begin, end, *softmax.arrays(), buffers)
+            squares_kernels.mean(query, x, begin, end, *softmax.arrays(), own)
 
     shape = stored[0].query.z.shape
     softmaxes = [OnlineSoftmax.empty((shape[0], *queries.grid), shape) for _ in shared]
-    buffers = [_buffers(queries, stored) for _ in shared]
-    side_by_side(work, list(zip(shared, softmaxes, buffers, strict=True)))
+    own = [buffers(queries, stored[0].x) for _ in shared]
+    side_by_side(work, list(zip(shared, softmaxes, own, strict=True)))
     merged = reduce(OnlineSoftmax.merge, softmaxes)
     return merged.mean(), merged.log_norm()
 
 
-def _two_passes(stored: list[_Part], queries, responses, shared) -> tuple[Tensor, Tensor]:
+def _two_passes(stored: list[Part], queries, responses, shared) -> tuple[Tensor, Tensor]:
     """The same, with squares as responses."""
 
-    def first(share: list[Share], softmax: OnlineSoftmax, buffers: Buffers) -> None:
+    def first(share: list[Share], softmax: OnlineSoftmax, own: Buffers) -> None:
         for part, begin, end in share:
             query, x, needed = stored[part]
-            squares_kernels.log_norm(query, x, begin, end, *softmax.arrays(), needed, buffers)
+            squares_kernels.log_norm(query, x, begin, end, *softmax.arrays(), needed, own)
 
-    def second(share: list[Share], total: Tensor, buffers: Buffers, spread: Spread) -> None:
+    def second(share: list[Share], total: Tensor, own: Buffers, back: Spread) -> None:
         for part, begin, end in share:
             query, x, needed = stored[part]
-            arrays = (log_norm.numpy(), needed, _before(responses), total.numpy())
-            squares_kernels.mix(query, x, begin, end, *arrays, buffers, spread)
+            arrays = (log_norm.numpy(), needed, before(responses), total.numpy())
+            squares_kernels.mix(query, x, begin, end, *arrays, own, back)
 
     shape = stored[0].query.z.shape
-    buffers = [_buffers(queries, stored) for _ in shared]
+    own = [buffers(queries, stored[0].x) for _ in shared]
     softmaxes = [OnlineSoftmax.empty((shape[0], *queries.grid)) for _ in shared]
-    side_by_side(first, list(zip(shared, softmaxes, buffers, strict=True)))
+    side_by_side(first, list(zip(shared, softmaxes, own, strict=True)))
     log_norm = reduce(OnlineSoftmax.merge, softmaxes).log_norm()
     del softmaxes
-    spreads = [_spread(responses) for _ in shared]
+    spreads = [spread(responses) for _ in shared]
     totals = [torch.zeros(shape, dtype=torch.float64) for _ in shared]
-    side_by_side(second, list(zip(shared, totals, buffers, spreads, strict=True)))
+    side_by_side(second, list(zip(shared, totals, own, spreads, strict=True)))
     return reduce(Tensor.add_, totals).div_(responses.coverage()), log_norm
-
-
-def _before(op: Box | Identity) -> int:
-    """Pixels of a square above and left of the pixel that stands for it."""
-    return op.p // 2 if isinstance(op, Box) and op.border == "clip" else 0
-
-
-def _side(op: Box | Identity) -> int:
-    return op.p if isinstance(op, Box) else 1
-
-
-def _buffers(queries: Box, stored: list[_Part]) -> Buffers:
-    x = stored[0].x
-    (c, h, w), grid_w = x.shape[1:], queries.grid[1]
-    shapes = ((queries.p, w, LANES), (w, LANES), (grid_w, LANES))
-    tile = torch.from_numpy(x[:0]).new_zeros(c, h, w, LANES).numpy()
-    return Buffers(tile, *map(_empty, shapes), _empty((grid_w, LANES), torch.float32))
-
-
-def _slopes(g: np.ndarray, queries: Box, responses: Box | Identity) -> Slopes:
-    w = queries.shape[1]
-    shapes = ((_side(responses), w, LANES), (w, LANES), (queries.grid[1], LANES))
-    return Slopes(g, _before(responses), *map(_empty, shapes))
-
-
-def _spread(op: Box) -> Spread:
-    w = op.shape[1]
-    shapes = ((op.p, w, LANES), (w, LANES), (w, LANES))
-    return Spread(*(_empty(shape, torch.float32) for shape in shapes))
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> np.ndarray:
-    return torch.empty(shape, dtype=dtype).numpy()

@@ -11,13 +11,22 @@ import math
 import numpy as np
 
 from fpmc.engine.cpu.compiled import LANES, compiled, exp, larger
-from fpmc.engine.cpu.running_sums import ZERO, clear, enter, enter_weights, load, slide, start
+from fpmc.engine.cpu.running_sums import (
+    ZERO,
+    clear,
+    enter,
+    enter_weights,
+    load,
+    slide,
+    start,
+    whole,
+)
 from fpmc.engine.softmax import CUTOFF
 
-__all__ = ["log_norm", "mean", "mix", "take", "weigh"]
+__all__ = ["add", "log_norm", "mean", "mix", "take", "weigh"]
 
 CUTOFF32 = np.float32(CUTOFF)
-SKIP = np.float32(1e30)
+SKIP, LOW = np.float32(1e30), np.float32(-1e30)
 
 
 @compiled
@@ -36,20 +45,20 @@ def log_norm(query, x, begin, end, peak, mass, needed, buffers):
         buffers: Buffers.
     """
     grid_h, after = peak.shape[1], len(buffers.ring) - 1 - query.before
-    no_sums = mass[0, :0]
+    no_sums, over = mass[0, :0], whole(buffers.tile)
     for first in range(begin, end, LANES):
         load(x, first, buffers.tile)
         for m in range(len(query.z)):
-            clear(buffers.ring, buffers.column)
+            buffers.column[:] = 0.0
             gap = -np.inf
             for row in range(grid_h + after):
-                enter(query.z[m], row, buffers)
+                enter(query.z[m], row, over, buffers)
                 i = row - after
                 if i >= 0:
                     start(first, len(x), query, buffers.totals)
                     slide(buffers.column, len(buffers.ring), after, buffers.totals)
-                    top = take(query.scale, peak[m, i], mass[m, i], no_sums, buffers)
-                    _add(i, mass[m, i], no_sums, buffers)
+                    top = take(query.scale, CUTOFF32, peak[m, i], mass[m, i], no_sums, buffers)
+                    add(i, 0, mass[m, i], no_sums, buffers)
                     gap = max(gap, top)
             needed[m, first // LANES] = gap > -CUTOFF
 
@@ -71,6 +80,7 @@ def mix(query, x, begin, end, norm, needed, before, total, buffers, spread):
         spread: Buffers.
     """
     grid_h, after = norm.shape[1], len(buffers.ring) - 1 - query.before
+    over = whole(buffers.tile)
     for first in range(begin, end, LANES):
         loaded = False
         for m in range(len(query.z)):
@@ -79,13 +89,13 @@ def mix(query, x, begin, end, norm, needed, before, total, buffers, spread):
             if not loaded:
                 load(x, first, buffers.tile)
                 loaded = True
-            clear(buffers.ring, buffers.column)
+            buffers.column[:] = 0.0
             clear(spread.ring, spread.column)
             for row in range(after):
-                enter(query.z[m], row, buffers)
+                enter(query.z[m], row, over, buffers)
             for row in range(total.shape[2] + before):
                 if row < grid_h:
-                    enter(query.z[m], row + after, buffers)
+                    enter(query.z[m], row + after, over, buffers)
                     start(first, len(x), query, buffers.totals)
                     slide(buffers.column, len(buffers.ring), after, buffers.totals)
                     weigh(query.scale, norm[m, row], buffers)
@@ -109,53 +119,70 @@ def mean(query, x, begin, end, peak, mass, total, buffers):
         buffers: Buffers.
     """
     h, after = peak.shape[1], len(buffers.ring) - 1 - query.before
+    over = whole(buffers.tile)
     for first in range(begin, end, LANES):
         load(x, first, buffers.tile)
         for m in range(len(query.z)):
-            clear(buffers.ring, buffers.column)
+            buffers.column[:] = 0.0
             for row in range(h + after):
-                enter(query.z[m], row, buffers)
+                enter(query.z[m], row, over, buffers)
                 i = row - after
                 if i >= 0:
                     start(first, len(x), query, buffers.totals)
                     slide(buffers.column, len(buffers.ring), after, buffers.totals)
-                    take(query.scale, peak[m, i], mass[m, i], total[m, :, i], buffers)
-                    _add(i, mass[m, i], total[m, :, i], buffers)
+                    take(query.scale, CUTOFF32, peak[m, i], mass[m, i], total[m, :, i], buffers)
+                    add(i, 0, mass[m, i], total[m, :, i], buffers)
 
 
 @compiled
-def take(scale, peak, mass, sums, buffers):
+def take(scale, cutoff, peak, mass, sums, buffers):
     """Log-weights less their running maximum, which rises first, and what was summed with it.
 
+    It rises seldom, so they are made with the maximum there was, and anew where one lies above it.
+    Where the largest lies the cutoff below it, the weights of the tile are to be left out.
     Returns how far the largest of the tile is above the maximum before it.
     """
     totals, weights = buffers.totals, buffers.weights
     gap = -np.inf
     for k in range(len(totals)):
-        nearest = -totals[k, 0]
+        at, top = peak[k], LOW
         for n in range(LANES):
-            nearest = larger(nearest, -totals[k, n])
-        top = -scale * nearest
-        gap = max(gap, top - peak[k])
-        if top > peak[k]:
-            shrink = math.exp(peak[k] - top)
-            mass[k] *= shrink
-            for channel in range(len(sums)):
-                sums[channel, k] *= shrink
-            peak[k] = top
-        if top > peak[k] - CUTOFF:
-            at = peak[k]
-            for n in range(LANES):
-                weights[k, n] = scale * totals[k, n] - at
-        else:
+            weights[k, n] = scale * totals[k, n] - at
+            top = larger(top, weights[k, n])
+        gap = max(gap, top)
+        if top > ZERO:
+            _rise(k, scale, peak, mass, sums, totals, weights)
+        elif top <= -cutoff:
             weights[k, 0] = SKIP
     return gap
 
 
 @compiled
-def _add(i, mass, sums, buffers):
-    """Add the weights of a row of squares to their mass, and their centres' pixels to the sums."""
+def _rise(k, scale, peak, mass, sums, totals, weights):
+    """A new maximum: what was summed relative to the old one shrinks."""
+    nearest = -totals[k, 0]
+    for n in range(LANES):
+        nearest = larger(nearest, -totals[k, n])
+    at = -scale * nearest
+    shrink = math.exp(peak[k] - at)
+    mass[k] *= shrink
+    for channel in range(len(sums)):
+        sums[channel, k] *= shrink
+    peak[k] = at
+    for n in range(LANES):
+        weights[k, n] = scale * totals[k, n] - at
+
+
+@compiled
+def add(i, left, mass, sums, buffers):
+    """Add the weights of a row of squares to their mass, and their centres' pixels to the sums.
+
+    In the source images the centres lie in row i, from column `left` on.
+    """
     tile, weights = buffers.tile, buffers.weights
+    if len(sums) == 3:
+        _add_colours(i, left, mass, sums, tile, weights)
+        return
     for k in range(len(mass)):
         if weights[k, 0] < SKIP:
             part = ZERO
@@ -168,8 +195,26 @@ def _add(i, mass, sums, buffers):
             if weights[k, 0] < SKIP:
                 part = ZERO
                 for n in range(LANES):
-                    part += weights[k, n] * np.float32(tile[channel, i, k, n])
+                    part += weights[k, n] * np.float32(tile[channel, i, k + left, n])
                 sums[channel, k] += part
+
+
+@compiled
+def _add_colours(i, left, mass, sums, tile, weights):
+    """The same for three channels, whose sums stay in registers."""
+    for k in range(len(mass)):
+        if weights[k, 0] < SKIP:
+            part, red, green, blue = ZERO, ZERO, ZERO, ZERO
+            for n in range(LANES):
+                weight = exp(weights[k, n])
+                part += weight
+                red += weight * np.float32(tile[0, i, k + left, n])
+                green += weight * np.float32(tile[1, i, k + left, n])
+                blue += weight * np.float32(tile[2, i, k + left, n])
+            mass[k] += part
+            sums[0, k] += red
+            sums[1, k] += green
+            sums[2, k] += blue
 
 
 @compiled

@@ -13,10 +13,19 @@ from typing import NamedTuple
 import numpy as np
 
 from fpmc.engine.cpu.compiled import LANES, compiled, larger
-from fpmc.engine.cpu.running_sums import ZERO, clear, enter, enter_weights, load, slide, start
+from fpmc.engine.cpu.running_sums import (
+    ZERO,
+    clear,
+    enter,
+    enter_weights,
+    load,
+    slide,
+    start,
+    whole,
+)
 from fpmc.engine.cpu.squares_kernels import weigh
 
-__all__ = ["Slopes", "averages", "vjp"]
+__all__ = ["Slopes", "add_differences", "averages", "pixel_slopes", "tilt", "vjp"]
 
 
 class Slopes(NamedTuple):
@@ -57,7 +66,7 @@ def averages(query, slopes, x, begin, end, norm, mass, total, needed, buffers):
     for first in range(begin, end, LANES):
         load(x, first, buffers.tile)
         for m in range(len(query.z)):
-            clear(buffers.ring, buffers.column)
+            buffers.column[:] = 0.0
             clear(slopes.ring, slopes.column)
             _enter_first_rows(query.z[m], slopes.g[m], after, buffers, slopes)
             heavy = False
@@ -94,26 +103,25 @@ def vjp(query, slopes, x, begin, end, norm, average, needed, answer, total, buff
             if not loaded:
                 load(x, first, buffers.tile)
                 loaded = True
-            clear(buffers.ring, buffers.column)
+            buffers.column[:] = 0.0
             clear(slopes.ring, slopes.column)
             clear(spread.ring, spread.column)
             _enter_first_rows(query.z[m], slopes.g[m], after, buffers, slopes)
             for row in range(total.shape[2] + query.before):
                 if row < grid_h:
                     _weigh_row(first, len(x), m, row, after, query, slopes, norm, buffers)
-                    _tilt(buffers.weights, slopes.totals, average[m, row])
+                    tilt(buffers.weights, slopes.totals, average[m, row])
                 enter_weights(row < grid_h, row, query.before, buffers.weights, spread)
                 if row >= query.before:
-                    _add_differences(
-                        spread.column, buffers.tile, row - query.before, answer[m], total[m]
-                    )
+                    i, over = row - query.before, whole(buffers.tile)
+                    add_differences(spread.column, buffers.tile, i, over, answer[m], total[m])
 
 
 @compiled
 def _enter_first_rows(z, g, after, buffers, slopes):
     """The rows that the first row of squares sees, but for the last."""
     for row in range(after):
-        enter(z, row, buffers)
+        enter(z, row, whole(buffers.tile), buffers)
     for row in range(len(slopes.ring) - 1 - slopes.before):
         _enter_products(g, row, buffers.tile, slopes)
 
@@ -124,13 +132,13 @@ def _weigh_row(first, size, m, i, after, query, slopes, norm, buffers):
     _next_row(first, size, m, i, after, query, slopes, buffers)
     weigh(query.scale, norm[m, i], buffers)
     if len(slopes.ring) == 1:
-        _pixel_slopes(slopes, m, i, buffers)
+        pixel_slopes(slopes.g[m], i, whole(buffers.tile), slopes.totals, buffers)
 
 
 @compiled
-def _pixel_slopes(slopes, m, i, buffers):
-    """The slopes s of a row of single pixels, where there is weight."""
-    totals, tile, weights = slopes.totals, buffers.tile, buffers.weights
+def pixel_slopes(g, i, centres, totals, buffers):
+    """The slopes s of a row of single pixels, the i-th of these centres', where there is weight."""
+    tile, weights, left, right = buffers.tile, buffers.weights, centres.z_column, centres.x_column
     for k in range(len(totals)):
         most = ZERO
         for n in range(LANES):
@@ -138,15 +146,15 @@ def _pixel_slopes(slopes, m, i, buffers):
         totals[k] = 0.0
         if most > ZERO:
             for channel in range(len(tile)):
-                value = slopes.g[m, channel, i, k]
+                value = g[channel, i + centres.z_row, k + left]
                 for n in range(LANES):
-                    totals[k, n] += value * tile[channel, i, k, n]
+                    totals[k, n] += value * tile[channel, i + centres.x_row, k + right, n]
 
 
 @compiled
 def _next_row(first, size, m, i, after, query, slopes, buffers):
     """The distances and s of a row of squares, of which one row of pixels is still to enter."""
-    enter(query.z[m], i + after, buffers)
+    enter(query.z[m], i + after, whole(buffers.tile), buffers)
     start(first, size, query, buffers.totals)
     slide(buffers.column, len(buffers.ring), after, buffers.totals)
     if len(slopes.ring) > 1:
@@ -203,7 +211,7 @@ def _add_slopes(mass, total, slopes, weights):
 
 
 @compiled
-def _tilt(weights, slopes, average):
+def tilt(weights, slopes, average):
     """The weights times s − s̄, in their place."""
     for k in range(len(average)):
         for n in range(LANES):
@@ -211,12 +219,12 @@ def _tilt(weights, slopes, average):
 
 
 @compiled
-def _add_differences(column, tile, i, answer, total):
+def add_differences(column, tile, row, over, answer, total):
     """A row of pixels of the images, less the answer's, weighted and summed over the tile."""
-    c, _, w, _ = tile.shape
-    for channel in range(c):
-        for j in range(w):
-            part, value = ZERO, answer[channel, i, j]
+    i, k, left, right = row + over.z_row, row + over.x_row, over.z_column, over.x_column
+    for channel in range(len(tile)):
+        for j in range(over.w):
+            part, value = ZERO, answer[channel, i, j + left]
             for n in range(LANES):
-                part += column[j, n] * np.float32(tile[channel, i, j, n] - value)
-            total[channel, i, j] += part
+                part += column[j, n] * np.float32(tile[channel, k, j + right, n] - value)
+            total[channel, i, j + left] += part

@@ -1,4 +1,4 @@
-r"""Sums over the source and over translations of its images, without making them.
+r"""Squares that also see the source's patches at the places of their boundary class.
 
 A translation set turns the source of an estimator k into
 :math:`S_k = \{T x_n : T \in \mathcal{T}_k\}`. An estimator sees a patch of z, and a patch of
@@ -12,174 +12,30 @@ are one matrix product,
 with :math:`z_k` the patch of z at k and :math:`x_{nk'}` that of :math:`x_n` at k', flattened. All
 of it is float64; the expansion cancels no more than it does in
 :mod:`fpmc.engine.streaming.backend`.
+
+The gradient with respect to :math:`z_k` is, with :math:`v_{nk'}` the pixel that is mixed and
+:math:`s = g_k^\top (v_{nk'} - \hat x_k)`, of which the posterior's mean is 0,
+:math:`\sum_{nk'} w\, s\, x_{nk'} / \sigma^2`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.engine.memory import CACHE_FRIENDLY, FLOAT64, resolve, too_small
+from fpmc.engine.memory import CACHE_FRIENDLY, FLOAT64, too_small
 from fpmc.engine.problem import Problem, log_weights
 from fpmc.engine.softmax import OnlineSoftmax
-from fpmc.engine.streaming.posterior import mean_and_evidence
+from fpmc.engine.streaming.regions import Region, boundary_classes
 from fpmc.modes import without_autograd
-from fpmc.operators import Ones
-from fpmc.source import Source
 
-__all__ = ["Region", "Span", "denoise_cyclic", "denoise_region"]
+__all__ = ["Sizes", "Translations", "regions", "sizes", "tiles"]
 
 
-class Span(NamedTuple):
-    """The places along one axis that share their source patches.
-
-    Attributes:
-        seen: The pixels their patches cover.
-        side: The side of a patch.
-        centres: The pixels they answer, as many as there are patches of that side.
-    """
-
-    seen: slice
-    side: int
-    centres: slice
-
-    @property
-    def count(self) -> int:
-        """The number of places."""
-        return self.centres.stop - self.centres.start
-
-
-class Region(NamedTuple):
-    """Places in an image whose estimators share the source patches of all of them."""
-
-    rows: Span
-    columns: Span
-
-    @property
-    def places(self) -> int:
-        """The number of places."""
-        return self.rows.count * self.columns.count
-
-    @property
-    def centres(self) -> tuple[slice, slice]:
-        """The pixels they answer."""
-        return self.rows.centres, self.columns.centres
-
-    def patches(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "m d"]:
-        """Every patch of the region, flattened, image by image and row by row."""
-        seen = x[..., self.rows.seen, self.columns.seen]
-        windows = seen.unfold(2, self.rows.side, 1).unfold(3, self.columns.side, 1)
-        return windows.movedim(1, 3).flatten(0, 2).flatten(1)
-
-
-@without_autograd
-def denoise_region(
-    z: Float[Tensor, "b c h w"],
-    sigma: float,
-    region: Region,
-    source: Source,
-    budget: int | None = None,
-) -> Float[Tensor, "b c m m2"]:
-    """The posterior means of a region's pixels, over all source patches of the region.
-
-    For a noisy and a source image it takes the square of the number of places times the number of
-    values of a patch multiplications, and the square of the number of places exponentials.
-
-    Args:
-        z: Noisy images, shape (b, c, h, w).
-        sigma: Their noise level σ > 0.
-        region: The places.
-        source: S.
-        budget: Bytes of working memory, inputs and result not counted; 1 GiB if left out.
-
-    Returns:
-        The means with z's type, for the rows and columns of the region's pixels. Not
-        differentiable.
-
-    Raises:
-        ValueError: If the budget is too small for a patch against one source image's.
-    """
-    size = _sizes(z, region, source, resolve(budget))
-    answer = z.new_empty(*z.shape[:2], region.rows.count, region.columns.count)
-    for start in range(0, len(z), size.b):
-        part = slice(start, start + size.b)
-        wanted = region.patches(z[part].double()).split(size.rows)
-        softmaxes = [OnlineSoftmax() for _ in wanted]
-        for values, patches, bias in _tiles(sigma, region, source, size.n, z.device):
-            for rows, softmax in zip(wanted, softmaxes, strict=True):
-                ell = torch.addmm(bias, rows, patches.T, alpha=sigma**-2)
-                softmax.add(softmax.weigh(softmax.take(ell)) @ values)
-        found = torch.cat([softmax.mean() for softmax in softmaxes])
-        answer[part] = found.view(-1, *answer.shape[2:], z.shape[1]).movedim(-1, 1)
-    return answer
-
-
-@without_autograd
-def denoise_cyclic(
-    z: Float[Tensor, "b c h w"], sigma: float, source: Source, budget: int | None = None
-) -> Float[Tensor, "b c h w"]:
-    r"""The optimal denoiser over all cyclic translations T of the source images.
-
-    Translating :math:`x_n` is translating z back, so the answer mixes those of the optimal denoiser
-    to the translations of z, each weighted with how likely the source makes it:
-
-    .. math:: \hat{x} = \sum_T \pi_T\, T D^*(T^{-1} z), \qquad
-              \pi_T \propto \sum_n S(x_n) \exp\big(-\|T^{-1} z - x_n\|^2 / 2\sigma^2\big) .
-
-    It takes h w times as long as the optimal denoiser.
-
-    Args:
-        z: Noisy images, shape (b, c, h, w).
-        sigma: Their noise level σ > 0.
-        source: S.
-        budget: Bytes of working memory, inputs and result not counted; 1 GiB if left out.
-
-    Returns:
-        x̂ with z's shape, type and device. Not differentiable.
-
-    Raises:
-        ValueError: If the budget is too small for one translation against one source image.
-    """
-    h, w = z.shape[2:]
-    everything, answer = Ones((h, w)), torch.empty_like(z)
-    problem = Problem(everything, everything, source, sigma, budget)
-    per_z = (4 * w + 4) * z[0].numel() * FLOAT64  # its translations, and their answers
-    b = max(1, min(len(z), problem.budget // 2 // per_z))
-    for start in range(0, len(z), b):
-        part = z[start : start + b].double()
-        softmax = OnlineSoftmax()
-        for down in range(h):
-            back = torch.cat([part.roll((-down, -right), (2, 3)) for right in range(w)])
-            means, evidence = mean_and_evidence(back, problem, held=b * per_z)
-            means = [x.roll((down, right), (2, 3)) for right, x in enumerate(means.chunk(w))]
-            weights = softmax.weigh(softmax.take(evidence.view(w, -1).T.contiguous()))
-            softmax.add(torch.einsum("bm,bmd->bd", weights, torch.stack(means, 1).flatten(2)))
-        answer[start : start + b] = softmax.mean().view_as(part)
-    return answer
-
-
-def _tiles(
-    sigma: float, region: Region, source: Source, n: int, device: torch.device
-) -> Iterator[tuple[Float[Tensor, "m c"], Float[Tensor, "m d"], Float[Tensor, " m"]]]:
-    """For each tile of the source: the pixels at the patches' places, the patches, and what ℓ has
-    without z.
-    """
-    prior = log_weights(source, torch.empty(0, dtype=torch.float64, device=device))
-    for start in range(0, len(source), n):
-        index = slice(start, min(start + n, len(source)))
-        x = source.read(index, torch.float64, device)
-        patches = region.patches(x)
-        bias = patches.square().sum(1).mul_(-0.5 / sigma**2)
-        if prior is not None:
-            bias += prior[index].repeat_interleave(region.places)
-        values = x[(..., *region.centres)]
-        yield values.movedim(1, -1).flatten(0, 2), patches, bias
-
-
-class _Sizes(NamedTuple):
+class Sizes(NamedTuple):
     """b noisy images at a time; of those, so many patches against all patches of n images."""
 
     b: int
@@ -187,20 +43,140 @@ class _Sizes(NamedTuple):
     n: int
 
 
-def _sizes(z: Tensor, region: Region, source: Source, budget: int) -> _Sizes:
-    """Sizes that keep :func:`denoise_region` under its budget, and on a CPU its arrays in cache."""
+class Translations:
+    """A :class:`fpmc.engine.autograd.Backend` for clipped squares whose source is translated.
+
+    For a region, a noisy and a source image it takes the square of the number of places times the
+    number of values of a patch multiplications, and the square of the number of places
+    exponentials.
+
+    Args:
+        problem: What is asked.
+        local: What answers the same squares without translations, differentiably: a pixel in a
+            corner shares its source patches with no other.
+    """
+
+    def __init__(self, problem: Problem, local: Callable[[Tensor], Tensor]):
+        self.problem, self.local = problem, local
+        self._log_norms: list[Tensor] = []
+
+    @without_autograd
+    def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        answer = self.local(z)
+        self._log_norms = []
+        for region in regions(self.problem):
+            parts = []
+            for part, size in self._parts(z, region, back=False):
+                softmaxes = self._sum(z[part], region, size)
+                found = torch.cat([softmax.mean() for softmax in softmaxes])
+                shape = (-1, region.rows.count, region.columns.count, z.shape[1])
+                answer[(part, ..., *region.centres)] = found.view(shape).movedim(-1, 1).to(z)
+                parts += [softmax.log_norm() for softmax in softmaxes]
+            self._log_norms.append(torch.cat(parts))
+        return answer
+
+    @without_autograd
+    def vjp(
+        self,
+        z: Float[Tensor, "b c h w"],
+        x_hat: Float[Tensor, "b c h w"],
+        gradient: Float[Tensor, "b c h w"],
+        to_q: Tensor | None = None,
+        to_r: Tensor | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        alone = gradient.clone()
+        for region in regions(self.problem):
+            alone[(..., *region.centres)] = 0
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            (to_z,) = torch.autograd.grad(self.local(leaf), leaf, alone)
+        to_z = to_z.double()
+        for region, log_norm in zip(regions(self.problem), self._log_norms, strict=True):
+            for part, size in self._parts(z, region, back=True):
+                places = slice(part.start * region.places, part.stop * region.places)
+                inputs = (array[part].double() for array in (z, x_hat, gradient))
+                self._add_slopes(region, size, *inputs, log_norm[places], to_z[part])
+        return to_z.to(z)
+
+    def _parts(self, z: Tensor, region: Region, *, back: bool) -> Iterator[tuple[slice, Sizes]]:
+        """The batch in parts that fit the budget."""
+        size = sizes(self.problem, len(z), region, z.device, back=back)
+        for start in range(0, len(z), size.b):
+            yield slice(start, min(start + size.b, len(z))), size
+
+    def _sum(self, z: Tensor, region: Region, size: Sizes) -> list[OnlineSoftmax]:
+        """The sums over the source, for some of the patches each."""
+        wanted = region.patches(z.double()).split(size.rows)
+        softmaxes = [OnlineSoftmax() for _ in wanted]
+        for values, patches, bias in tiles(self.problem, region, size.n, z.device):
+            for rows, softmax in zip(wanted, softmaxes, strict=True):
+                ell = torch.addmm(bias, rows, patches.T, alpha=self.problem.sigma**-2)
+                softmax.add(softmax.weigh(softmax.take(ell)) @ values)
+        return softmaxes
+
+    def _add_slopes(self, region, size, z, x_hat, gradient, log_norm, to_z) -> None:
+        """Add a region's part of the gradient with respect to z."""
+        g = region.pixels(gradient)
+        average = (g * region.pixels(x_hat)).sum(1, keepdim=True)
+        wanted = region.patches(z)
+        total = torch.zeros_like(wanted)
+        for values, patches, bias in tiles(self.problem, region, size.n, z.device):
+            for start in range(0, len(wanted), size.rows):
+                rows = slice(start, start + size.rows)
+                ell = torch.addmm(bias, wanted[rows], patches.T, alpha=self.problem.sigma**-2)
+                weights = ell.sub_(log_norm[rows, None]).exp_()
+                weights *= (g[rows] @ values.T).sub_(average[rows])
+                total[rows].addmm_(weights, patches, alpha=self.problem.sigma**-2)
+        region.add_patches(total, to_z)
+
+
+def regions(problem: Problem) -> list[Region]:
+    """The boundary classes of more than one pixel, the middle first if it is one."""
+    return list(boundary_classes(*problem.queries.shape, problem.queries.p))
+
+
+def tiles(
+    problem: Problem, region: Region, n: int, device: torch.device
+) -> Iterator[tuple[Float[Tensor, "m c"], Float[Tensor, "m d"], Float[Tensor, " m"]]]:
+    """For each tile of n source images: the pixels at the patches' places, the patches, and what ℓ
+    has without z.
+    """
+    source = problem.source
+    prior = log_weights(source, torch.empty(0, dtype=torch.float64, device=device))
+    for start in range(0, len(source), n):
+        index = slice(start, min(start + n, len(source)))
+        x = source.read(index, torch.float64, device)
+        patches = region.patches(x)
+        bias = patches.square().sum(1).mul_(-0.5 / problem.sigma**2)
+        if prior is not None:
+            bias += prior[index].repeat_interleave(region.places)
+        yield region.pixels(x), patches, bias
+
+
+def sizes(
+    problem: Problem, batch: int, region: Region, device: torch.device, *, back: bool
+) -> Sizes:
+    """Sizes that keep the budget, and on a CPU arrays in cache.
+
+    Raises:
+        ValueError: If the budget is too small for a patch against one source image's.
+    """
+    source, budget = problem.source, problem.budget
     places, c = region.places, source.shape[0]
     dimensions, d = math.prod(source.shape), c * region.rows.side * region.columns.side
     per_z = (2 * dimensions + places * (2 * d + 6 * c + 8)) * FLOAT64
     per_x = (5 * dimensions + places * (3 * d + 3 * c + 6)) * FLOAT64
     per_pair = places * FLOAT64  # one patch of z against an image's
+    if back:
+        per_z += (4 * dimensions + places * 2 * d) * FLOAT64
+        per_pair *= 2
     least = per_z + per_x + per_pair
     if budget < least:
         raise too_small(budget, least, f"{places} patches of an image of shape {source.shape}")
-    cached = CACHE_FRIENDLY // 8 if z.device.type == "cpu" else budget
-    b = max(1, min(len(z), budget // 4 // per_z))
+    cached = CACHE_FRIENDLY // 8 if device.type == "cpu" else budget
+    b = max(1, min(batch, budget // 4 // per_z))
     room = budget - b * per_z
     most = max(1, min(len(source), min(room // 2, cached) // per_x))
     pairs = max(1, min(room - most * per_x, cached) // per_pair)
     n = min(most, max(math.isqrt(pairs // places), pairs // (b * places), 1))
-    return _Sizes(b, min(b * places, pairs // n), n)
+    return Sizes(b, min(b * places, pairs // n), n)
