@@ -144,7 +144,7 @@ class TestChapters:
         for cell in nbformat.read(stored(chapter), 4).cells:
             for output in cell.get("outputs", []):
                 assert output.output_type in ("stream", "execute_result", "display_data")
-                assert set(output.get("data", {})) <= {"text/plain"}
+                assert set(output.get("data", {})) <= {"text/plain", "text/markdown"}
 
     def test_the_parameters_are_the_first_code(self, chapter):
         code = [cell for cell in jupytext.read(chapter).cells if cell.cell_type == "code"]

@@ -12,6 +12,8 @@ import nbformat
 from tqdm import tqdm
 
 FOLDER = Path(__file__).parent
+TEXT = ("text/plain", "text/markdown")
+"""What is kept of an output: what a terminal shows, and tables."""
 sys.path.insert(0, str(FOLDER.parents[1] / "book" / "_ext"))
 import chapters  # noqa: E402
 
@@ -38,7 +40,7 @@ def _text(outputs: list) -> list:
     for output in outputs:
         data = output.get("data", {})
         if "text/plain" in data and not any(kind.startswith("image/") for kind in data):
-            output.data = {"text/plain": data["text/plain"]}
+            output.data = {kind: data[kind] for kind in TEXT if kind in data}
             kept.append(output)
     return kept
 
