@@ -43,7 +43,7 @@ def save(
         packed: Whether parameters of more than 5,000 numbers take ten bits a number instead
             (:mod:`fpmc.networks.packing`). The file has two thirds of its size in float16. It moves
             the answers of networks of 4.7 million parameters for 32 x 32 pixels by less than 1e-3
-            of their norm up to sigma = 10, and by about 2e-3 at 80.
+            of their norm up to sigma = 10, and by less than 3e-3 above (results/packing).
 
     Raises:
         TypeError: If it is no network of ours.
