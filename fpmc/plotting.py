@@ -1,5 +1,6 @@
 """Figures and tables in one style, for light and dark pages: grids, strips, curves over σ."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -44,6 +45,8 @@ Rows = Mapping[str, Float[Tensor, "m c h w"]] | Sequence[tuple[str, Float[Tensor
 INK = "#7b8088"
 WIDTH = 8.0
 GAP = 0.06
+NUMBER = re.compile(r"[-−–+]?[\d,.]*(e[-+]?\d+)?( ± [\d.e-]+)?( ?%)?")
+"""What stands on the right of a table's column: a number, with its error, or a dash for none."""
 
 
 def use_style() -> None:
@@ -170,8 +173,9 @@ class Table:
         return self._as("simple")
 
     def _as(self, form: str) -> str:
-        """Text on the left, numbers on the right."""
-        sides = ["right" if cell[-1].isdigit() else "left" for cell in self.cells[0]]
+        """Text on the left, numbers and shares on the right."""
+        columns = zip(*self.cells, strict=True)
+        sides = ["right" if all(map(NUMBER.fullmatch, column)) else "left" for column in columns]
         return tabulate(
             self.cells, self.head, form, disable_numparse=True, colalign=sides, headersalign=sides
         )

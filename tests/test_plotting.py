@@ -113,3 +113,12 @@ def test_a_table_is_text_in_a_terminal_and_a_table_in_a_notebook():
 def test_a_table_has_rows_with_the_same_headings(rows):
     with pytest.raises(ValueError, match="rows: wanted one or more"):
         plotting.Table(rows)
+
+
+def test_names_that_end_in_digits_are_text_and_a_dash_is_a_number_that_is_missing():
+    rows = [{"method": "LS, p = 7", "share": "30 %", "loop": "–"}]
+    rows += [{"method": "LS, p = 15", "share": "– %", "loop": "1,234"}]
+    _, rule, *_ = plotting.Table(rows)._repr_markdown_().splitlines()
+    left, *numbers = rule.strip("|").split("|")
+    assert left.startswith(":")
+    assert all(side.endswith(":") for side in numbers)
