@@ -18,6 +18,7 @@ from fpmc.metrics import Estimate
 
 __all__ = [
     "COLOURS",
+    "MARKERS",
     "Table",
     "image_grid",
     "mask_image",
@@ -31,18 +32,21 @@ __all__ = [
 
 _FIRST = ("optimal", "PSPC-Square", "held-out", "DDPM++", "NCSN++", "DiT")
 _COLOURS = {method.title: method.colour for method in METHODS.values()} | {
-    "held-out": "#5fa052",
-    "DDPM++": "#2a9d8f",
-    "NCSN++": "#c9972b",
+    "held-out": "#4a8f3c",
+    "DDPM++": "#1f8a7d",
+    "NCSN++": "#a67710",
     "DiT": "#8a63c9",
     "other": "#a06cb5",
 }
 COLOURS = {name: _COLOURS[name] for name in dict.fromkeys((*_FIRST, *_COLOURS))}
-"""A colour per method or kind of image, the same in every figure; mid-tones, for both themes."""
+"""A colour per method or kind of image, the same in every figure, dark enough for a light page."""
+
+MARKERS = dict(zip(COLOURS, "os^DvPX<>*hdp", strict=True))
+"""A marker per name beside its colour, for readers who tell colours apart badly, and for print."""
 
 Rows = Mapping[str, Float[Tensor, "m c h w"]] | Sequence[tuple[str, Float[Tensor, "m c h w"]]]
 
-INK = "#7b8088"
+INK = "#454b55"
 WIDTH = 8.0
 GAP = 0.06
 NUMBER = re.compile(r"[-−–+]?[\d,.]*(e[-+]?\d+)?( ± [\d.e-]+)?( ?%)?")
@@ -50,7 +54,7 @@ NUMBER = re.compile(r"[-−–+]?[\d,.]*(e[-+]?\d+)?( ± [\d.e-]+)?( ?%)?")
 
 
 def use_style() -> None:
-    """Set matplotlib up: transparent background, mid-grey ink, sharp on dense screens."""
+    """Set matplotlib up: dark ink on no background (pages lay a light one), sharp on any screen."""
     plt.rcParams.update(
         {
             "figure.facecolor": "none",
@@ -206,17 +210,18 @@ def plot_estimates(
         ax: Where to draw.
         sigmas: The noise levels.
         estimates: A mean with its standard error at each.
-        label: The curve's name; one of :data:`COLOURS` gives it that colour.
+        label: The curve's name; one of :data:`COLOURS` gives it that colour and its marker.
         options: For the line.
     """
     options.setdefault("color", COLOURS.get(label, COLOURS["other"]))
+    options.setdefault("marker", MARKERS.get(label, "o"))
     middle = np.array(estimates, dtype=float)
     error = 2 * np.array([estimate.standard_error for estimate in estimates])
     low, high = middle - error, middle + error
     if (middle > 0).all():
         low, high = middle * np.exp(-error / middle), middle * np.exp(error / middle)
     sigmas = np.asarray(sigmas, dtype=float)
-    ax.plot(sigmas, middle, marker="o", markersize=3.5, label=label, **options)
+    ax.plot(sigmas, middle, markersize=4, label=label, **options)
     ax.fill_between(sigmas, low, high, color=options["color"], alpha=0.2, linewidth=0)
     sigma_axis(ax)
 

@@ -1,17 +1,20 @@
 """Figures: what they show, and what they refuse."""
 
 import re
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
 
 from fpmc import metrics, plotting
 from tests.helpers import images
 
 mpl.use("Agg")
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -122,3 +125,34 @@ def test_names_that_end_in_digits_are_text_and_a_dash_is_a_number_that_is_missin
     left, *numbers = rule.strip("|").split("|")
     assert left.startswith(":")
     assert all(side.endswith(":") for side in numbers)
+
+
+def contrast(one, other):
+    """Of two colours, by WCAG 2.2: 1 for equal ones, 21 for black on white."""
+
+    def luminance(colour):
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)
+        ]
+        return linear @ np.array([0.2126, 0.7152, 0.0722])
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def pages():
+    """What lies under a figure: the light page, and what the dark page lays there."""
+    css = (ROOT / "book" / "_static" / "fpmc.css").read_text()
+    return ["#ffffff", re.search(r"background-color: (#\w{6})", css)[1]]
+
+
+@pytest.mark.parametrize("page", pages())
+def test_text_and_curves_stand_out_on_both_pages(page):
+    assert contrast(plotting.INK, page) >= 4.5
+    for name, colour in plotting.COLOURS.items():
+        assert contrast(colour, page) >= 3, name
+
+
+def test_a_colour_has_a_marker_of_its_own():
+    assert len(set(plotting.MARKERS.values())) == len(plotting.COLOURS)
+    assert len(set(plotting.COLOURS.values())) == len(plotting.COLOURS)

@@ -49,16 +49,16 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "optimal": Method(optimal, "optimal", "#d1603d"),
-    "wiener": Method(wiener, "Wiener", "#9a6a4f", precision=False),
-    "pspc_square": Method(pspc_square, "PSPC-Square", "#3f88c5", "patch_sizes", inside=True),
+    "optimal": Method(optimal, "optimal", "#c8502c"),
+    "wiener": Method(wiener, "Wiener", "#8a5a3f", precision=False),
+    "pspc_square": Method(pspc_square, "PSPC-Square", "#2868b0", "patch_sizes", inside=True),
     "ls": Method(ls, "LS", "#c2559d", "patch_sizes", tuned=True),
-    "els": Method(els, "ELS", "#7d8f3a", "patch_sizes", precision=False, tuned=True),
-    "es": Method(es, "ES", "#b0a04a", precision=False, compared=False),
+    "els": Method(els, "ELS", "#6c7d2c", "patch_sizes", precision=False, tuned=True),
+    "es": Method(es, "ES", "#8f8020", precision=False, compared=False),
     "pspc_flex": Method(
         pspc_flex,
         "PSPC-Flex",
-        "#6fb7e0",
+        "#2a92cd",
         "thresholds",
         "sensitivity",
         tried=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
@@ -66,7 +66,7 @@ METHODS = {
     "lukoianov": Method(
         lukoianov,
         "Lukoianov",
-        "#5a55c4",
+        "#4f49b8",
         "thresholds",
         "gaussian",
         tried=(0.02, 0.05, 0.1, 0.2),
