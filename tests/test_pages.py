@@ -90,3 +90,11 @@ class TestLinks:
     @pytest.mark.parametrize("text", ["fpmc.data.load", "fpmc.data.load('digits')"])
     def test_a_name_is_found_with_and_without_arguments(self, text):
         assert api_links.NAME.fullmatch(text)[1] == "fpmc.data.load"
+
+
+def test_the_sliders_move_over_what_the_page_computes():
+    page, script = (BOOK / "explore.md").read_text(), (BOOK / "_static/explore.js").read_text()
+    written = set(re.findall(r'^    "(\w+)": ', page.split("told = {")[1].split("}\n")[0], re.M))
+    assert set(re.findall(r"\bdata\.(\w+)", script)) == written
+    for name in re.findall(r'picture\("(\w+)"', script):
+        assert f'"{name}": ' in page, name
