@@ -61,7 +61,7 @@ def test_the_grids_that_come_with_the_project_can_be_asked_for(path):
 @pytest.mark.parametrize(
     ("where", "name", "value", "told"),
     [
-        ("grid", "nam", 1, r"grid: got 'nam', wanted some of jobs, name, results"),
+        ("grid", "nam", 1, r"grid: got 'nam', wanted some of jobs, name, needs, results"),
         ("grid", "name", "a/b", "name: got 'a/b', wanted the name of a folder"),
         ("grid", "jobs", [], "jobs: got none"),
         ("grid", "results", "runs/{sigma}", "results: got 'runs/{sigma}', which has no 'sigma'"),
@@ -91,6 +91,11 @@ def test_a_job_for_a_gpu_is_seen_to_where_there_is_none():
     given = copy.deepcopy(SMALL)
     given["jobs"][0]["sizes"] |= {"device": "cuda", "precision": "tf32"}
     assert grid.expand(given)[0].options["device"] == "cuda"
+
+
+def test_needs_of_the_grid_are_those_of_its_jobs_where_they_say_nothing_else():
+    runs = grid.expand(SMALL | {"needs": {"partition": "short", "minutes": 9}})
+    assert runs[0].needs == grid.NEEDS | {"partition": "short", "minutes": 3}
 
 
 def test_seeds_have_tables_of_their_own():

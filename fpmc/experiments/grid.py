@@ -4,11 +4,12 @@ A grid is a mapping, as YAML has it:
 
     name: tiny                          # the folder of its runs, runs/tiny
     results: results/{data}             # the tables that its rows end in
+    needs: {partition: "", account: ""} # of all its jobs, where they say nothing else
     jobs:
       - stage: tuning
         axes: {data: [digits], method: [pspc_flex], learn: [q, r], level: [8, 10], seed: [0]}
         sizes: {tune_steps: 120}        # the same for all
-        needs: {minutes: 30, memory: 2000, cpus: 1, gpus: 0, partition: "", account: ""}
+        needs: {minutes: 30, memory: 2000, cpus: 1, gpus: 0}
 
 Axes and sizes are options of a job, those of ``python -m fpmc.experiments``. Every combination of
 the axes' values is one job, a chapter with parameters. It keeps all it writes in a folder of its
@@ -72,7 +73,7 @@ def expand(grid: Mapping[str, Any]) -> list[Run]:
         ValueError: If a name is none of a grid's, a value lies outside its range, two jobs would
             have one name, or rows by different seeds would end in one table.
     """
-    _known(grid, {"name", "results", "jobs"}, "grid")
+    _known(grid, {"name", "results", "needs", "jobs"}, "grid")
     name = grid.get("name")
     if not isinstance(name, str) or not name or Path(name).name != name:
         raise ValueError(f"name: got {name!r}, wanted the name of a folder")
@@ -99,8 +100,10 @@ def _runs(block: Mapping[str, Any], grid: Mapping[str, Any]) -> Iterator[Run]:
     stage = block.get("stage")
     if stage not in STAGES:
         raise ValueError(f"stage: got {stage!r}, wanted one of {', '.join(STAGES)}")
-    _known(block.get("needs", {}), set(NEEDS), "needs")
-    needs = NEEDS | dict(block.get("needs", {}))
+    needs = dict(NEEDS)
+    for said in (grid.get("needs", {}), block.get("needs", {})):
+        _known(said, set(NEEDS), "needs")
+        needs |= said
     for name, least in {"minutes": 1, "memory": 1, "cpus": 1, "gpus": 0}.items():
         as_whole_number(needs[name], f"needs: {name}", least)
     axes = {k: v if isinstance(v, list) else [v] for k, v in block.get("axes", {}).items()}
