@@ -64,6 +64,12 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+def begun(checkout):
+    """Whether some job is in the middle of its chapter."""
+    logs = (path.read_text() for path in checkout.glob("runs/tiny/*/*/job.log"))
+    return any("Executing" in log and "executed notebook" not in log for log in logs)
+
+
 def complete(checkout):
     """See that the tables have every row of the tiny grid once, and that each notebook ran."""
     for stage, n in ROWS.items():
@@ -158,10 +164,10 @@ def test_slurm_runs_the_tiny_grid_whatever_ends_in_the_middle(checkout):
         words = command(checkout, "slurm", "--slurm-init-seconds-before-status-checks", "2")
         with (checkout / "said").open("w") as said:
             process = subprocess.Popen(words, cwd=checkout, env=env, stdout=said, stderr=said)
-        slurm.until(lambda: running.jobs(), 120)
+        slurm.until(lambda: begun(checkout) and running.jobs(), 600)
         running.ask("scancel", running.jobs()[0])
-        slurm.until(lambda: (checkout / "said").read_text().count("Trying to restart") >= 1, 300)
-        slurm.until(lambda: running.jobs(), 120)
+        slurm.until(lambda: "Trying to restart" in (checkout / "said").read_text(), 300)
+        slurm.until(lambda: begun(checkout) and running.jobs(), 600)
         running.kill("slurmd")
         running.kill("slurmctld")
         running.start("slurmctld")
