@@ -5,10 +5,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-__all__ = ["OUT_OF_TIME", "TERMINATED", "OutOfTimeError", "termination"]
+__all__ = ["DEAD_KERNEL", "OUT_OF_TIME", "TERMINATED", "OutOfTimeError", "termination"]
 
 OUT_OF_TIME = 75
 """The exit status of work that kept what it did and goes on when called again (EX_TEMPFAIL)."""
+DEAD_KERNEL = 71
+"""The exit status of a chapter whose kernel died, as when memory is over (EX_OSERR)."""
 TERMINATED = 128 + 15
 """The exit status of work that SIGTERM ended: what a shell shows for a process that it killed."""
 

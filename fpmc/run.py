@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fpmc.limits import OUT_OF_TIME, TERMINATED, OutOfTimeError
+from fpmc.limits import DEAD_KERNEL, OUT_OF_TIME, TERMINATED, OutOfTimeError
 
 try:
     import jupytext
@@ -210,8 +210,8 @@ def parse(value: str) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     """The command line.
 
-    Returns 0; 2 if the call is wrong, 1 if a cell fails or the kernel dies, 75 if a cell's minutes
-    are over, 143 after a SIGTERM. What ran until then is in the notebook.
+    Returns 0; 2 if the call is wrong, 1 if a cell fails, 71 if the kernel dies, 75 if a cell's
+    minutes are over, 143 after a SIGTERM. What ran until then is in the notebook.
     """
     parser = argparse.ArgumentParser(
         prog="python -m fpmc.run", description="Run a chapter of the book with other parameters."
@@ -251,7 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
         return OUT_OF_TIME
     except DeadKernelError as error:
         print(f"{error}; what ran until there is in {output}", file=sys.stderr)
-        return 1
+        return DEAD_KERNEL
     except SystemExit:
         print(
             f"{options.chapter}: told to end; what ran until there is in {output}", file=sys.stderr

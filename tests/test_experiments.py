@@ -378,8 +378,9 @@ def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_pat
         import sys
         sys.modules |= dict.fromkeys(["numba", "llvmlite", "skimage", "pooch"])
         import fpmc.experiments.__main__ as compute
+        from fpmc.experiments import engine
         from pathlib import Path
-        compute.engine.FOLDER = Path({str(script.parent)!r})
+        engine.FOLDER = Path({str(script.parent)!r})
         compute.main({words!r})
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -393,7 +394,7 @@ def test_one_command_goes_from_images_to_every_table_and_repeats_nothing(tmp_pat
         "networks/ncsnpp.safetensors",
     }
     compute = stage("__main__")
-    monkeypatch.setattr(compute.engine, "FOLDER", script.parent)
+    monkeypatch.setattr(stage("engine"), "FOLDER", script.parent)
     compute.main(words)
     assert files == {path: path.read_bytes() for path in out.rglob("[!.]*") if path.is_file()}
 

@@ -212,7 +212,7 @@ def test_a_kernel_that_dies_is_one_line_that_names_the_cell(chapter, tmp_path, c
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     chapter.write_text(CHAPTER.replace('assert seed != 13, "unlucky"', code))
     out = tmp_path / "out.ipynb"
-    assert main([str(chapter), "-o", str(out)]) == 1
+    assert main([str(chapter), "-o", str(out)]) == 71
     told = capsys.readouterr().err.splitlines()[-1]
     assert told == f"{chapter}: the kernel died in cell 3; what ran until there is in {out}"
     assert "digits 1" in printed(out)

@@ -25,30 +25,13 @@ status 75) goes on with the same command.
 import sys
 from collections.abc import Sequence
 
-import torch
-
 from fpmc import networks
-from fpmc.experiments import (
-    clock,
-    command,
-    denoising,
-    engine,
-    maps,
-    samples,
-    schedules,
-    train,
-    tuning,
-    worth,
-)
+from fpmc.experiments import clock, command, schedules, stages
+from fpmc.experiments.stages import STAGES
 from fpmc.limits import OUT_OF_TIME, OutOfTimeError
 
-__all__ = ["STAGES", "main"]
+__all__ = ["main"]
 
-STAGES = {
-    stage.__name__.rpartition(".")[2]: stage
-    for stage in (train, worth, maps, schedules, denoising, samples, tuning, engine)
-}
-"""{name: module with a function run(job, clock)}, in order."""
 ON_SHIPPED_NETWORKS = ("schedules", "denoising", "samples")
 """What is needed where the networks are shipped."""
 ON_OTHERS = tuple(name for name in STAGES if name != "tuning")
@@ -57,16 +40,15 @@ ON_OTHERS = tuple(name for name in STAGES if name != "tuning")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stages asked for."""
-    torch.backends.cudnn.allow_tf32 = False  # networks are to answer as they do on a CPU
     try:
         job, given = command.parse(arguments, list(STAGES), __doc__)
         shipped = job.reference_file in networks.SHIPPED
         wanted = given.stage or (ON_SHIPPED_NETWORKS if shipped else ON_OTHERS)
-        for name, stage in STAGES.items():
+        for name in STAGES:
             if name in wanted:
                 left = clock.Clock(given.minutes)
                 try:
-                    stage.run(job, left)
+                    stages.run(name, job, left)
                 except OutOfTimeError:
                     told = f"stopped after {given.minutes:g} minutes"
                     print(f"{name}: {told}; the same command goes on")

@@ -1,15 +1,16 @@
-"""The command line of experiments, made of a job's fields."""
+"""A job from words: of the command line, or of a notebook's parameters."""
 
 import argparse
 import dataclasses
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from fpmc.checks import as_positive
 from fpmc.experiments.job import Job
 
-__all__ = ["parse"]
+__all__ = ["job_of", "parse"]
 
 GROUPS = {
     "what": "what is compared with what",
@@ -52,6 +53,45 @@ def parse(
     as_positive(given.minutes, "--minutes", finite=False)
     values = {made.name: getattr(given, made.name) for made in dataclasses.fields(Job)}
     return Job(**{name: _value(name, value) for name, value in values.items()}), given
+
+
+def job_of(options: Mapping[str, Any]) -> Job:
+    """The job that options ask for, given as notebooks and YAML can give them.
+
+    Args:
+        options: {name of a field of :class:`Job`: value}; paths are text, and what may be given
+            several times is a list, or the one value.
+
+    Raises:
+        TypeError: If a value is of another type.
+        ValueError: If there is no such option, or a value lies outside its range.
+    """
+    fields = {made.name: made for made in dataclasses.fields(Job)}
+    if unknown := sorted(set(options) - set(fields)):
+        raise ValueError(f"{unknown[0]}: no such option, wanted some of {', '.join(fields)}")
+    if "data" not in options:
+        raise ValueError("data: got none, wanted a name or path of a dataset")
+    return Job(**{name: _given(fields[name], value) for name, value in options.items()})
+
+
+def _given(made: dataclasses.Field, value: Any) -> Any:
+    """A field's value, as a notebook gave it."""
+    several = get_origin(made.type) is tuple
+    if several and value is not None:
+        value = (
+            tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+        )
+    read = made.metadata.get("type")
+    if isinstance(value, str) and read is not None and read is not json.loads and not several:
+        try:
+            value = read(value)
+        except ValueError as error:
+            raise ValueError(f"{made.name}: got {value!r}, wanted a number") from error
+    choices = made.metadata.get("choices")
+    for one in value if several and choices else ():
+        if one not in choices:
+            raise ValueError(f"{made.name}: got {one!r}, wanted one of {', '.join(choices)}")
+    return value
 
 
 def _argument(made: dataclasses.Field) -> dict[str, Any]:

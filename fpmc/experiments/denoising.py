@@ -81,6 +81,6 @@ def _rows(
     for contestant in contest.contestants(job, found):
         seen = str(len(job.seen_by(contestant.method)))
         for kind in ("forward", "reverse"):
-            for i, sigma in enumerate(job.levels):
-                said = (job.label, network, *contestant[:2], kind, f"{sigma:.6g}", seen)
+            for i in job.chosen:
+                said = (job.label, network, *contestant[:2], kind, f"{job.levels[i]:.6g}", seen)
                 yield dict(zip(KEY, said, strict=True)), contestant, i

@@ -1,17 +1,20 @@
 """What is compared with what, on which data, how much of it, and where."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import fpmc
 from fpmc import data, diffusion, methods, networks, sensitivity
+from fpmc.checks import as_whole_number
 from fpmc.data import fingerprint
 from fpmc.experiments.options import Options
 from fpmc.experiments.provenance import provenance
-from fpmc.experiments.tables import Table
+from fpmc.experiments.tables import Table, arrays, keep_arrays
 from fpmc.methods.registry import METHODS
 from fpmc.methods.schedules import published, published_for
 from fpmc.networks.recipes import Recipe, recipe
@@ -209,7 +212,26 @@ class Job(Options):
         """
         theirs = {self.reference_file, self.other_file} <= set(networks.SHIPPED)
         trusted = theirs and self.label == self.data in data.NAMES
-        return Table(self.out / f"{name}.csv", key, trusted=trusted)
+        return Table(self.out / f"{name}.csv", key, trusted=trusted, shards=self.shards)
+
+    def held(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a file of the job's folder, and those that wait to be merged into it."""
+        mine = arrays(self.shards / name) if self.shards else {}
+        return arrays(self.out / name) | mine
+
+    def keep(self, name: str, new: Mapping[str, np.ndarray]) -> None:
+        """Put arrays into a file of the job's folder, or leave them to be merged into it."""
+        keep_arrays((self.shards or self.out) / name, new)
+
+    @property
+    def chosen(self) -> list[int]:
+        """The levels that are asked for, by number.
+
+        Raises:
+            ValueError: If there is no such level.
+        """
+        last = len(self.levels) - 1
+        return [as_whole_number(i, "--level", 0, last) for i in self.level or range(last + 1)]
 
     def settings(self, method: str, n: int, *networks: str, **more: object) -> dict[str, object]:
         """What decides a row's numbers, beside its key.

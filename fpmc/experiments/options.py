@@ -61,6 +61,10 @@ class Options:
     label: str | None = option(None, "what the tables call the data (default: DATA)")
     out: Path | None = option(None, "folder of the tables (default: results/LABEL)", type=Path)
     runs: Path = option(ROOT / "runs", "folder of states and single maps", type=Path)
+    shards: Path | None = option(
+        None, "folder of new rows, left for another process to merge (default: merged into --out)",
+        type=Path,
+    )  # fmt: skip
     device: str = option("cpu", "cpu (default) or cuda")
     precision: str = option(
         "exact",
@@ -142,8 +146,8 @@ class Options:
         (), "tune this alone: q, r or qr (again for others)", group="tuning", choices=LEARN
     )
     level: tuple[int, ...] = option(
-        (), "tune at this level alone, from 0, the highest (again for others)", group="tuning",
-        type=int,
+        (), "tune, or denoise, at this level alone, from 0, the highest (again for others)",
+        group="tuning", type=int,
     )  # fmt: skip
     tune_steps: int = option(
         120, "steps of a tuning (default: 120)", group="tuning", type=int, least=1

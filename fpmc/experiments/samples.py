@@ -13,7 +13,7 @@ from fpmc import diffusion, metrics
 from fpmc.experiments import contest, schedules
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job, in_batches
-from fpmc.experiments.tables import Table, arrays, keep_arrays, numbers
+from fpmc.experiments.tables import Table, arrays, numbers
 from fpmc.results import MEASURES, SETTINGS
 from fpmc.source import to_uint8
 
@@ -34,7 +34,7 @@ def run(job: Job, clock: Clock) -> None:
     everyone = [network, *contest.contestants(job, found)]
     heads = [dict(zip(KEY, (job.label, reference, *who[:2]), strict=True)) for who in everyone]
     with job.table("samples", KEY).collected() as table:
-        drawn = arrays(job.out / "each.npz").keys() & arrays(job.out / "samples.npz").keys()
+        drawn = job.held("each.npz").keys() & job.held("samples.npz").keys()
         missing = [
             (head, who)
             for head, who in zip(heads, everyone, strict=True)
@@ -57,7 +57,7 @@ def _fill(
     shape = tuple(job.dataset.train.shape[1:])
     start = diffusion.initial_noise(job.samples, shape, job.seed + 1).to(job.device)
     target = diffusion.sample(in_batches(job.other_network, job.batch), start, job.levels)
-    keep_arrays(job.out / "samples.npz", {job.called(job.other_file): _images(target)})
+    job.keep("samples.npz", {job.called(job.other_file): _images(target)})
     for head, who in tqdm(missing, desc="samples"):
         if who.method == network:
             denoiser = in_batches(job.reference, job.batch)
@@ -73,14 +73,15 @@ def _settle(job: Job, named: dict[str, str]) -> None:
     Raises:
         ValueError: If it was not.
     """
-    path, settings = job.out / "each.npz", {**named, "seed": job.seed, "steps": len(job.levels)}
-    wanted, held = json.dumps(settings), arrays(path)
-    if held and str(held.get(SETTINGS)) != wanted:
-        raise ValueError(
-            f"{path}: holds samples by {held.get(SETTINGS, 'unknown settings')}, wanted {wanted}: "
-            "name another folder as --out"
-        )
-    keep_arrays(path, {SETTINGS: np.array(wanted)})
+    wanted = json.dumps({**named, "seed": job.seed, "steps": len(job.levels)})
+    for held in (arrays(job.out / "each.npz"), job.held("each.npz")):
+        if held and str(held.get(SETTINGS)) != wanted:
+            raise ValueError(
+                f"{job.out / 'each.npz'}: holds samples by "
+                f"{held.get(SETTINGS, 'unknown settings')}, wanted {wanted}: "
+                "name another folder as --out"
+            )
+    job.keep("each.npz", {SETTINGS: np.array(wanted)})
 
 
 def _each(
@@ -92,11 +93,10 @@ def _each(
     clock: Clock,
 ) -> Float[Tensor, "n 3"]:
     """What :data:`MEASURES` names, of every sample; what is in the file is taken from it."""
-    path, size = job.out / "each.npz", job.part or len(start)
-    each = arrays(path).get(name)
+    size, each = job.part or len(start), job.held("each.npz").get(name)
     if each is None or len(each) != len(start):
         each = np.full((len(start), len(MEASURES)), np.nan)
-    shown = name in arrays(job.out / "samples.npz")
+    shown = name in job.held("samples.npz")
     for begin in range(0, len(start), size):
         part = slice(begin, begin + size)
         if np.isfinite(each[part]).all() and (begin or shown):
@@ -109,8 +109,8 @@ def _each(
             each[part, 2] = distance.cpu().numpy()
             if begin == 0:
                 copies = distance < COPY if job.papers else None
-                keep_arrays(job.out / "samples.npz", {name: _images(drawn, copies)})
-            keep_arrays(path, {name: each})
+                job.keep("samples.npz", {name: _images(drawn, copies)})
+            job.keep("each.npz", {name: each})
     return torch.from_numpy(each)
 
 

@@ -45,14 +45,23 @@ class Table:
             was made at once.
         trusted: Whether rows without :data:`HASHES` can only be of the networks and images that
             are asked about.
+        shards: The folder of new rows' shards, if they are to stay there until another process
+            merges them; beside the file if left out.
 
     Raises:
         ValueError: If the file is no table with these columns.
     """
 
-    def __init__(self, path: Path, key: tuple[str, ...], *, trusted: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        key: tuple[str, ...],
+        *,
+        trusted: bool = False,
+        shards: Path | None = None,
+    ):
         self.path, self.key, self.trusted = path, key, trusted
-        self.shards = path.with_name(f"{path.stem}.shards")
+        self.shards, self.apart = (shards or path.parent) / f"{path.stem}.shards", bool(shards)
         self.rows = {self._key(row): row for row in self._sharded().values()} | self._read()
 
     def _key(self, row: Mapping) -> tuple[str, ...]:
@@ -104,6 +113,12 @@ class Table:
                 return
         raise FileNotFoundError(f"{self.shards}: a folder that does not last")
 
+    def take(self, row: Mapping) -> None:
+        """Keep a row that another process made, unless it is there by the same settings."""
+        held = self.rows.get(self._key(row))
+        if held is None or self._difference(held, row):
+            self.add(row)
+
     def collect(self, *, replace: bool = False) -> None:
         """Merge all shards into the file. A column that a row lacks is empty in it.
 
@@ -140,11 +155,19 @@ class Table:
 
     @contextlib.contextmanager
     def collected(self) -> Iterator["Table"]:
-        """The table, merged at the end of the block, however it ends."""
+        """The table, merged at the end of the block, however it ends.
+
+        One whose shards stay in a folder of their own is left to the process that merges them.
+        """
         try:
             yield self
         finally:
-            self.collect()
+            if not self.apart:
+                self.collect()
+
+    def own(self) -> list[dict[str, str]]:
+        """The rows that are shards: no one has merged them yet."""
+        return list(self._sharded().values())
 
     def _read(self) -> dict[tuple[str, ...], dict[str, str]]:
         """The file's rows; one that is cut off is said, and left out."""

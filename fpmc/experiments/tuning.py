@@ -18,7 +18,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fpmc import diffusion
-from fpmc.checks import as_whole_number
 from fpmc.collection import FPMC
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job, in_batches
@@ -100,9 +99,7 @@ class HeldOut:
 
 
 def _units(job: Job) -> Iterator[Unit]:
-    levels = job.level or range(len(job.levels))
-    for level in levels:
-        as_whole_number(level, "--level", 0, len(job.levels) - 1)
+    levels = job.chosen
     for method in job.method or TUNED:
         if method not in TUNED:
             raise ValueError(f"method: got {method!r}, wanted one of {', '.join(TUNED)}")

@@ -1,0 +1,30 @@
+"""The stages of a comparison, by name: the command line runs several, a heavy chapter one."""
+
+import torch
+
+from fpmc.experiments import denoising, engine, maps, samples, schedules, train, tuning, worth
+from fpmc.experiments.clock import Clock
+from fpmc.experiments.job import Job
+
+__all__ = ["STAGES", "run"]
+
+STAGES = {
+    stage.__name__.rpartition(".")[2]: stage
+    for stage in (train, worth, maps, schedules, denoising, samples, tuning, engine)
+}
+"""{name: module with a function run(job, clock)}, in order."""
+
+
+def run(name: str, job: Job, clock: Clock) -> None:
+    """Compute what a stage's table lacks.
+
+    Args:
+        name: One of :data:`STAGES`.
+        job: What is compared with what.
+        clock: The time there is.
+
+    Raises:
+        fpmc.limits.OutOfTimeError: If the time is over; the same call goes on.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # networks are to answer as they do on a CPU
+    STAGES[name].run(job, clock)
