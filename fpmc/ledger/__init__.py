@@ -4,6 +4,7 @@ The claims are data, ``results/claims.toml``. A claim that stored tables test na
 that are compared and a rule of :mod:`fpmc.ledger.rules`; its verdict is what :func:`judge` says.
 """
 
+from fpmc.ledger import page
 from fpmc.ledger.claims import PAPERS, VERDICTS, Claim, again, read
 from fpmc.ledger.rules import RULES, Point, counted, judge, points, shown
 
@@ -16,6 +17,7 @@ __all__ = [
     "again",
     "counted",
     "judge",
+    "page",
     "points",
     "read",
     "shown",

@@ -33,11 +33,9 @@ def rows(
     return [
         {
             "no.": f"{i}.",
-            "claim": claim.says,
-            "where": claim.where,
+            "claim": f"{claim.says} *{claim.where}*",
             "the number here": _evidence(claim, root),
-            "verdict": f"**{claim.verdict}**{f'. {claim.but}' if claim.but else ''}",
-            "shown in": _link(claim),
+            "verdict": " ".join(filter(None, (f"**{claim.verdict}.**", claim.but, _link(claim)))),
         }
         for i, claim in numbered
     ]
@@ -79,12 +77,12 @@ def anchor(heading: str) -> str:
 
 def _evidence(claim: Claim, root: str | os.PathLike | None) -> str:
     if claim.live:
-        return f"{claim.what}: {claim.number}. Computed by the chapter."
+        return f"{claim.what}: **{claim.number}**. Computed by the chapter."
     if not claim.tests:
         return "–"
     found = points(claim, root=root)
     point, (yes, n) = shown(claim, found), counted(claim, found)
-    return f"{claim.what}, {_place(point)}: {told(point.number)}. As claimed in {yes} of {n}."
+    return f"**{told(point.number)}** {claim.what}, {_place(point)}. As claimed in {yes} of {n}."
 
 
 def _place(point: Point) -> str:
@@ -98,5 +96,5 @@ def _place(point: Point) -> str:
 
 def _link(claim: Claim) -> str:
     if not claim.chapter:
-        return "–"
-    return f'<a href="{claim.chapter}.html#{anchor(claim.section)}">{claim.section}</a>'
+        return ""
+    return f'→ <a href="{claim.chapter}.html#{anchor(claim.section)}">{claim.section}</a>'
