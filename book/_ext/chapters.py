@@ -29,7 +29,7 @@ from jupyter_cache.executors.utils import single_nb_execution
 BOOK = Path(__file__).parents[1]
 ROOT = BOOK.parent
 CACHE = ROOT / "_build" / ".jupyter_cache"
-DECIDES = (".py", ".csv", ".npz", ".safetensors")  # files of these kinds decide outputs
+DECIDES = (".py", ".csv", ".npz", ".safetensors", ".toml")  # files of these kinds decide outputs
 TIMEOUT = 600  # seconds for one cell
 LIMIT = 40  # seconds of a processor for one chapter
 WORKERS = min(os.cpu_count() or 1, 4)  # more would share too little memory
