@@ -294,15 +294,30 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bits(tmp_path):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
+SHIPPED = {"digits/ddpmpp/pspc_flex": (None, [4, 10, 13]), "photos/ddpmpp/pspc_flex": (32, [8])}
+"""How many images, None for all, and at which noise levels of the sampler."""
+
+
 @pytest.mark.parametrize("name", fpmc.finetuning.SHIPPED)
 def test_what_is_shipped_is_nearer_to_its_network(name):
+    n, levels = SHIPPED[name]
     data, network, _ = name.split("/")
     images = fpmc.data.load(data)
     source, answering = fpmc.Source(images.train), fpmc.networks.load(f"{data}/{network}")
     maps = fpmc.sensitivity.load(f"{data}/{network}")
     given, tuned = fpmc.methods.pspc_flex(source, maps, data), load(name, source)
-    for sigma in fpmc.diffusion.edm_sigmas(18)[[4, 10, 13]].tolist():
-        z = fpmc.diffusion.add_noise(fpmc.source.to_float(images.test), sigma, 0)
+    for sigma in fpmc.diffusion.edm_sigmas(18)[levels].tolist():
+        z = fpmc.diffusion.add_noise(fpmc.source.to_float(images.test[:n]), sigma, 0)
         network_says = answering(z, sigma).detach()
         before = fpmc.metrics.mse(given(z, sigma), network_says)
         assert fpmc.metrics.mse(tuned(z, sigma), network_says) < 0.8 * before
+
+
+def test_a_shipped_level_that_was_not_tuned_is_the_masks():
+    images = fpmc.data.load("photos")
+    source = fpmc.Source(images.train[:200])
+    given = fpmc.methods.pspc_flex(source, fpmc.sensitivity.load("photos/ddpmpp"), "photos")
+    tuned = load("photos/ddpmpp/pspc_flex", source)
+    for sigma in fpmc.diffusion.edm_sigmas(18)[[0, 4, 14, 17]].tolist():
+        z = fpmc.diffusion.add_noise(fpmc.source.to_float(images.test[:4]), sigma, 0)
+        assert torch.allclose(tuned(z, sigma), given(z, sigma), atol=1e-5)
