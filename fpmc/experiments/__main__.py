@@ -19,6 +19,8 @@ status 75) goes on with the same command.
 - samples: every method's samples against another network's from the same noise.
 - tuning: how much nearer the methods come to the network with tuned queries and responses. Long:
   it runs where it is named.
+- augmentation: how much nearer PSPC comes with a larger source, by strategy, size and noise level.
+  Long: it runs where it is named.
 - engine: the scripts of benchmarks/ on this device.
 """
 
@@ -29,6 +31,7 @@ import torch
 
 from fpmc import networks
 from fpmc.experiments import (
+    augmentation,
     clock,
     command,
     denoising,
@@ -46,12 +49,14 @@ __all__ = ["STAGES", "main"]
 
 STAGES = {
     stage.__name__.rpartition(".")[2]: stage
-    for stage in (train, worth, maps, schedules, denoising, samples, tuning, engine)
+    for stage in (train, worth, maps, schedules, denoising, samples, tuning, augmentation, engine)
 }
 """{name: module with a function run(job, clock)}, in order."""
 ON_SHIPPED_NETWORKS = ("schedules", "denoising", "samples")
 """What is needed where the networks are shipped."""
-ON_OTHERS = tuple(name for name in STAGES if name != "tuning")
+BY_NAME = ("tuning", "augmentation")
+"""What runs only where it is named."""
+ON_OTHERS = tuple(name for name in STAGES if name not in BY_NAME)
 """What runs elsewhere if no stage is named."""
 
 

@@ -16,6 +16,7 @@ GROUPS = {
     "much": "how much of it",
     "training": "training",
     "tuning": "tuning",
+    "augmentation": "augmentation",
     "engine": "engine",
 }
 
