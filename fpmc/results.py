@@ -31,7 +31,7 @@ __all__ = [
 
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "results"
 """Where the tables lie: in a checkout, or in an installed package."""
-TABLES = ("copies", "denoising", "maps", "samples", "schedules", "tuning", "worth")
+TABLES = ("augmentation", "copies", "denoising", "maps", "samples", "schedules", "tuning", "worth")
 TITLES = {name: method.title for name, method in METHODS.items() if method.compared}
 """What readers are told for what the tables call a method."""
 MEASURES = ("mse", "r2", "nearest")
@@ -40,7 +40,7 @@ SETTINGS = "settings"
 """What stands beside the measures, and is no method: what decided the samples, as JSON."""
 TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command", "trained_on")
 TEXT += ("device", "precision", "version", "torch", "code", "date", "network_hash", "data_hash")
-TEXT += ("schedule_hash", "maps_hash", "arguments", "learn", "tuning")
+TEXT += ("schedule_hash", "maps_hash", "arguments", "learn", "tuning", "strategy")
 
 
 def stored(root: str | os.PathLike | None = None) -> list[tuple[str, str]]:
@@ -64,7 +64,7 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials" or "tuning".
+            "trials", "tuning" or "augmentation".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:

@@ -19,6 +19,8 @@ status 75) goes on with the same command.
 - samples: every method's samples against another network's from the same noise.
 - tuning: how much nearer the methods come to the network with tuned queries and responses. Long:
   it runs where it is named.
+- augmentation: how much nearer PSPC comes with a larger source, by strategy, size and noise level.
+  Long: it runs where it is named.
 - engine: the scripts of benchmarks/ on this device.
 """
 
@@ -34,7 +36,9 @@ __all__ = ["main"]
 
 ON_SHIPPED_NETWORKS = ("schedules", "denoising", "samples")
 """What is needed where the networks are shipped."""
-ON_OTHERS = tuple(name for name in STAGES if name != "tuning")
+BY_NAME = ("tuning", "augmentation")
+"""What runs only where it is named."""
+ON_OTHERS = tuple(name for name in STAGES if name not in BY_NAME)
 """What runs elsewhere if no stage is named."""
 
 

@@ -17,6 +17,7 @@ GROUPS = {
     "much": "how much of it",
     "training": "training",
     "tuning": "tuning",
+    "augmentation": "augmentation",
     "engine": "engine",
 }
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fpmc.checks import as_whole_number
-from fpmc.experiments import denoising, samples, schedules, tuning
+from fpmc.experiments import augmentation, denoising, samples, schedules, tuning
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.command import job_of
 from fpmc.experiments.job import Job
@@ -36,7 +36,13 @@ from fpmc.storage import write_rows
 
 __all__ = ["NEEDS", "STAGES", "Run", "collect", "compute", "expand", "keep"]
 
-STAGES = {"schedules": schedules, "denoising": denoising, "samples": samples, "tuning": tuning}
+STAGES = {
+    "schedules": schedules,
+    "denoising": denoising,
+    "samples": samples,
+    "tuning": tuning,
+    "augmentation": augmentation,
+}
 """What a grid can ask for: stages whose rows do not depend on each other."""
 NEEDS = {"minutes": 60, "memory": 2000, "cpus": 1, "gpus": 0, "partition": "", "account": ""}
 """What a job needs where nothing is said: minutes of one attempt, megabytes, and where it runs."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fpmc.augment.files import SYNTHETIC
+from fpmc.augment.strategies import STRATEGIES
 from fpmc.checks import as_device, as_positive, as_whole_number
 from fpmc.data import EMBEDDED, NAMES
 from fpmc.engine import as_precision
@@ -14,8 +16,12 @@ from fpmc.experiments.provenance import ROOT
 from fpmc.finetuning.module import LEARN
 from fpmc.methods.registry import METHODS
 
-__all__ = ["COMPARED", "Options"]
+__all__ = ["AUGMENTED", "COMPARED", "FRESH", "Options"]
 
+FRESH = "fresh"
+"""More images of the distribution that D was drawn from, where it can be drawn from."""
+AUGMENTED = (*(name for name in STRATEGIES if name != "fractional translations"), SYNTHETIC, FRESH)
+"""The six strategies of figure 3, and what they are measured by."""
 COMPARED = tuple(name for name, method in METHODS.items() if method.compared)
 """The methods that are compared."""
 DEFAULTS = {"points": 64, "samples": 32, "sources": {"els": 1_500}, "map_images": 16}
@@ -146,7 +152,7 @@ class Options:
         (), "tune this alone: q, r or qr (again for others)", group="tuning", choices=LEARN
     )
     level: tuple[int, ...] = option(
-        (), "tune, or denoise, at this level alone, from 0, the highest (again for others)",
+        (), "tune, denoise or augment at this level alone, from 0, the highest (again for others)",
         group="tuning", type=int,
     )  # fmt: skip
     tune_steps: int = option(
@@ -161,6 +167,19 @@ class Options:
     subset: int | None = option(
         None, "source images drawn for each step (default: all)", group="tuning", type=int, least=1
     )
+
+    strategy: tuple[str, ...] = option(
+        (), 'augment by this alone: "horizontal flips", "vertical flips", translations, rotations, '
+        "scalings, synthetic or fresh (again for others)", group="augmentation", choices=AUGMENTED,
+    )  # fmt: skip
+    size: tuple[float, ...] = option(
+        (), "images made for each of the source, 0.2 to 20 (again for others; default: all of "
+        "figure 3 that there can be)", group="augmentation", type=float,
+    )  # fmt: skip
+    mask_level: tuple[int, ...] = option(
+        (), "with the masks of this level (again for others; default: the level's own)",
+        group="augmentation", type=int,
+    )  # fmt: skip
 
     benchmark: tuple[str, ...] = option(
         (),

@@ -2,7 +2,17 @@
 
 import torch
 
-from fpmc.experiments import denoising, engine, maps, samples, schedules, train, tuning, worth
+from fpmc.experiments import (
+    augmentation,
+    denoising,
+    engine,
+    maps,
+    samples,
+    schedules,
+    train,
+    tuning,
+    worth,
+)
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job
 
@@ -10,7 +20,7 @@ __all__ = ["STAGES", "run"]
 
 STAGES = {
     stage.__name__.rpartition(".")[2]: stage
-    for stage in (train, worth, maps, schedules, denoising, samples, tuning, engine)
+    for stage in (train, worth, maps, schedules, denoising, samples, tuning, augmentation, engine)
 }
 """{name: module with a function run(job, clock)}, in order."""
 
