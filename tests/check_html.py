@@ -1,4 +1,4 @@
-"""Check the built book: pages load nothing from a network, and links inside it lead somewhere.
+"""Check the built book: pages need no network, links lead somewhere, figures say what they show.
 
 Usage: python tests/check_html.py _build/html
 """
@@ -8,6 +8,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from bs4 import BeautifulSoup
+
+LONGEST = 12  # lines that a cell may print
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 
 
@@ -29,13 +32,33 @@ class Page(HTMLParser):
             self.loads.append(attrs[LOADED[tag]])
 
 
+def unreadable(text: str) -> list[str]:
+    """What a reader of one page would stumble over in the outputs of its cells."""
+    outputs = BeautifulSoup(text, "html.parser").select(".cell_output")
+    found = []
+    for output in outputs:
+        for image in output.select("img"):
+            figure = image.find_parent("figure")
+            if figure is None or figure.find("figcaption") is None:
+                found.append(f"a figure without a caption, {image['src']}")
+            if not image.get("alt") or image["alt"].startswith("../_images"):
+                found.append(f"a figure without alternative text, {image['src']}")
+        for block in output.select("pre"):
+            lines = block.get_text().strip().splitlines()
+            if len(lines) > LONGEST:
+                found.append(f"{len(lines)} printed lines, from {lines[0]!r}")
+    return found
+
+
 def problems(root: Path) -> list[str]:
     """One line per thing that is wrong below a folder of HTML pages."""
     paths = (path for path in root.rglob("*.html") if "_static" not in path.parts)
-    pages = {path.resolve(): Page(path.read_text()) for path in paths}
+    texts = {path.resolve(): path.read_text() for path in paths}
+    pages = {path: Page(text) for path, text in texts.items()}
     found = [] if pages else [f"{root}: no pages"]
     for path, page in pages.items():
         name = path.relative_to(root.resolve())
+        found += [f"{name}: {what}" for what in unreadable(texts[path])]
         for url in page.loads:
             parts = urlsplit(url)
             if parts.scheme in ("http", "https") or url.startswith("//"):
@@ -57,6 +80,8 @@ def problems(root: Path) -> list[str]:
 if __name__ == "__main__":
     wrong = problems(Path(sys.argv[1]))
     print(
-        "\n".join(wrong) or "every page is complete without a network, every link leads somewhere"
+        "\n".join(wrong)
+        or "every page is complete without a network, every link leads somewhere, "
+        "every figure has a caption"
     )
     sys.exit(bool(wrong))
