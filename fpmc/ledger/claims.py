@@ -38,6 +38,7 @@ class Claim:
         chapter: The chapter that shows it, without ``.md``; "" if none does.
         section: The heading in that chapter.
         tests: What the verdict follows from: a table each, its datasets, a rule and its options.
+            ``options`` are those of the command that fills the table, where it takes any.
         holds: The least share of points as claimed at which the claim holds.
         fails: The largest share at which it does not; in between it holds in part.
         level: Whether a point too near to tell counts as claimed.
@@ -112,15 +113,19 @@ def again(claim: Claim) -> list[str]:
     """The commands that compute what a claim's verdict rests on; none if it is not tested."""
     if claim.live:
         return [f".venv/bin/python -m fpmc.run book/{claim.chapter}.md -o {claim.chapter}.ipynb"]
-    pairs = dict.fromkeys((data, test["table"]) for test in claim.tests for data in test["data"])
-    return list(dict.fromkeys(_command(*pair) for pair in pairs))
+    found = (
+        _command(data, test["table"], test.get("options", ""))
+        for test in claim.tests
+        for data in test["data"]
+    )
+    return list(dict.fromkeys(found))
 
 
-def _command(data: str, table: str) -> str:
+def _command(data: str, table: str, options: str) -> str:
     if table == "looks":
         other = f"{data}/ncsnpp=runs/ncsnpp.npz"
         return f".venv/bin/python -m fpmc.experiments.looks {data}/ddpmpp {other}"
-    stage = f"--stage {STAGES.get(table, table)}"
+    stage = f"--stage {STAGES.get(table, table)} {options}".rstrip()
     if data == "cifar10-jpeg":
         return f'make results DATA=cifar10 DEVICE=cuda ARGS="--label {data} {stage}"'
     return f'make results DATA={data} ARGS="{stage}"'

@@ -25,6 +25,7 @@ ERRORS = 2.0
 SAME = 1e-4
 """The share up to which two numbers are the same, whatever their errors: rounding makes as much."""
 KEYS = ("z", "sigma", "network", "method", "schedule", "n_source", "learn", "trial")
+KEYS += ("strategy", "size", "mask_level")
 """What tells the rows of a table apart. Rows are compared that agree in all of them but those that
 a test sets."""
 Row = Mapping[str, Any]
@@ -194,7 +195,8 @@ def shown(claim: Claim, found: Sequence[Point]) -> Point:
 
 
 def _options(test: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: test[key] for key in test if key not in ("rule", "data", "table", "levels")}
+    ours = ("rule", "data", "table", "levels", "options")
+    return {key: test[key] for key in test if key not in ours}
 
 
 def _chosen(table: Sequence[Row], wanted: Mapping[str, Any]) -> list[tuple[dict, Any]]:
