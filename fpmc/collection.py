@@ -22,6 +22,7 @@ from fpmc.checks import EXTREME, as_noise_level, as_whole_number
 from fpmc.denoiser import DropIn, question_of_one_level
 from fpmc.engine.memory import resolve
 from fpmc.engine.problem import Problem
+from fpmc.engine.ranks import Ranks
 from fpmc.engine.streaming import posterior
 from fpmc.levels import Constant, nearest_level
 from fpmc.modes import not_differentiable
@@ -106,12 +107,13 @@ class FPMC(DropIn):
                 op.check(name)
         return pair
 
-    def _answer(self, z: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h w"]:
+    def _answer(
+        self, z: Float[Tensor, "b c h w"], sigma: float, ranks: Ranks | None = None
+    ) -> Float[Tensor, "b c h w"]:
         queries, responses = self._operators(z, sigma)
         _check_coverage(responses)
-        return engine.denoise(
-            z, sigma, queries, responses, self.source, self.budget, self.precision
-        )
+        how = self.budget, self.precision
+        return engine.denoise(z, sigma, queries, responses, self.source, *how, ranks=ranks)
 
     def _move(self, device: torch.device) -> None:
         self.source = self.source.to(device)

@@ -174,7 +174,9 @@ def choose(problem: Problem, batch: int, like: Tensor, largest: float | None) ->
     if problem.translated:
         return _plan(*_translated(problem, batch, like, largest), like)
     path, choice = "streaming", choices.Choice("no structure but matrices")
-    if like.device.type == "cuda":
+    if problem.ranks is not None:
+        choice = choices.Choice("a part of a source")
+    elif like.device.type == "cuda":
         path, choice = "cuda", choices.cuda(problem, batch, like)
     elif like.device.type == "cpu" and not isinstance(problem.queries, Dense):
         from fpmc.engine.cpu import squares, whole_image

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.memory import resolve
+from fpmc.engine.ranks import Ranks
 from fpmc.operators import Box, Identity, Ones, Operator
 from fpmc.source import Source
 
@@ -33,9 +34,12 @@ class Problem:
         translated: Whether an estimator also sees the source's images translated: clipped squares
             with one-hot responses, those translations that bring a square which the border cuts
             alike to its own place; whole images, all cyclic ones.
+        ranks: The processes that sum over the other parts of the source, if this is one of several;
+            None if it is all there is.
 
     Raises:
-        ValueError: If other operators are to be translated.
+        ValueError: If other operators are to be translated, or any of a part; or if the source has
+            no images and is all there is.
     """
 
     queries: Operator
@@ -45,9 +49,17 @@ class Problem:
     budget: int | None = None
     precision: str = "exact"
     translated: bool = False
+    ranks: Ranks | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "budget", resolve(self.budget))
+        if self.ranks is None and not len(self.source):
+            raise ValueError(
+                "source: got no images, wanted some: an empty part of a source is for "
+                "fpmc.distributed alone"
+            )
+        if self.translated and self.ranks is not None:
+            raise ValueError("translated: got True for a part of a source, wanted False")
         if self.translated and not _translatable(*self.operators):
             raise ValueError(
                 f"translated: got True for {self.queries} and {self.responses}, wanted clipped "

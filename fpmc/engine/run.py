@@ -1,5 +1,6 @@
 """An answer by the backend that the plan names, and its gradients by the one that goes back."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -7,10 +8,11 @@ from fpmc.engine.autograd import Backend, differentiable
 from fpmc.engine.cuda import Cuda, TooLittleSharedMemoryError
 from fpmc.engine.plan import Plan, choose, simplest
 from fpmc.engine.problem import Problem
+from fpmc.engine.ranks import Ranks
 from fpmc.engine.streaming import Streaming
 from fpmc.engine.streaming.orbit import Orbit
 from fpmc.engine.streaming.translations import Translations
-from fpmc.operators import Box, Operator
+from fpmc.operators import Box, Dense, Operator
 from fpmc.source import Source
 
 __all__ = ["backend", "denoise"]
@@ -26,6 +28,7 @@ def denoise(
     precision: str = "exact",
     *,
     translated: bool = False,
+    ranks: Ranks | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """The collection's answer x̂ of (10), by the path that :func:`fpmc.engine.plan` chooses.
 
@@ -43,6 +46,8 @@ def denoise(
         translated: Whether estimators also see the source's images translated, which clipped
             squares with one-hot responses and whole images can, always exactly:
             see :class:`fpmc.engine.problem.Problem`.
+        ranks: The processes that sum over the other parts of the source, if S is one of several:
+            all of them ask at once, and get the same answer.
 
     Returns:
         x̂ with z's shape, type and device, differentiable in z and in the matrices of dense Q and R
@@ -50,9 +55,11 @@ def denoise(
 
     Raises:
         ValueError: If the budget is too small for a single pair of images, or other operators are
-            to be translated.
+            to be translated, or other ranks ask something else.
     """
-    problem = Problem(queries, responses, source, sigma, budget, precision, translated)
+    problem = Problem(queries, responses, source, sigma, budget, precision, translated, ranks)
+    if ranks is not None:
+        _agree(problem, z)
     asked = isinstance(queries, Box) or not problem.exact  # on a CUDA device it takes a while
     largest = z.detach().abs().max().item() if asked else None
     problem = simplest(problem, largest)
@@ -76,6 +83,16 @@ def backend(path: str, problem: Problem) -> Backend | Cuda:
         settings = (problem.sigma, *problem.operators, problem.source, problem.budget)
         return Translations(problem, lambda z: denoise(z, *settings))
     return {"cuda": Cuda, "orbit": Orbit, "streaming": Streaming}[path](problem)
+
+
+def _agree(problem: Problem, z: Tensor) -> None:
+    """See that all ranks ask the same, and that all of them or none will go back."""
+    asked = {"z": z, "sigma": problem.sigma, "budget": problem.budget}
+    asked |= {"queries": problem.queries, "responses": problem.responses}
+    inputs = (z, *(op.matrix for op in problem.operators if isinstance(op, Dense)))
+    gradients = torch.is_grad_enabled() and [a.requires_grad for a in inputs]
+    where = {"precision": problem.precision, "device": z.device.type}
+    problem.ranks.agree(z, call="answer", requires_grad=gradients, **asked, **where)
 
 
 def _run(problem: Problem, z: Tensor, chosen: Plan) -> Tensor:

@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.engine.ranks import Ranks
+
 __all__ = ["CUTOFF", "OnlineSoftmax", "exp"]
 
 CUTOFF = 80.0
@@ -48,10 +50,15 @@ class OnlineSoftmax:
         self.shrink: Tensor | None = None
 
     @classmethod
-    def empty(cls, rows: tuple[int, ...], values: tuple[int, ...] | None = None) -> "OnlineSoftmax":
+    def empty(
+        cls,
+        rows: tuple[int, ...],
+        values: tuple[int, ...] | None = None,
+        device: torch.device | None = None,
+    ) -> "OnlineSoftmax":
         """Sums of nothing yet, float64, that compiled code can fill: shapes of rows and total."""
-        peak = torch.full(rows, -torch.inf, dtype=torch.float64)
-        total = None if values is None else torch.zeros(values, dtype=torch.float64)
+        peak = torch.full(rows, -torch.inf, dtype=torch.float64, device=device)
+        total = None if values is None else peak.new_zeros(values)
         return cls(peak, torch.zeros_like(peak), total)
 
     def arrays(self) -> tuple[np.ndarray, ...]:
@@ -116,6 +123,18 @@ class OnlineSoftmax:
         if self.total is not None:
             self.total += other.total
         return self
+
+    def join(self, ranks: Ranks) -> None:
+        """The sums of all ranks' parts of the source take the place of this one's.
+
+        As in :meth:`take` the peak rises, and ``shrink`` is what that made of this part's weights.
+        """
+        top = _finite(ranks.largest(self.peak.double().clone()))
+        self.shrink = (self.peak - top).exp_()
+        self.peak = top
+        self.mass = ranks.sum(self.mass * self.shrink)
+        if self.total is not None:
+            self.total = ranks.sum(self.total * _between(self.shrink, self.total.ndim))
 
     def mean(self) -> Tensor:
         """The weighted mean of the values; the total is overwritten."""

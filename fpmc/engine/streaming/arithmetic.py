@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.problem import Problem, log_weights
+from fpmc.engine.softmax import OnlineSoftmax
 from fpmc.operators import Ones, Operator
 from fpmc.source import Source
 
 __all__ = [
     "EXACT", "FLOAT32", "FLOAT64", "Dtypes", "coverage", "differences", "dtypes", "mix",
-    "pixels_first", "read", "tiles",
+    "pixels_first", "read", "start", "tiles",
 ]  # fmt: skip
 
 
@@ -78,6 +79,20 @@ def tiles(
         if prior is not None:
             ell += prior[index]
         yield x, ell
+
+
+def start(z_t: Tensor, problem: Problem, *, values: bool = False) -> OnlineSoftmax:
+    """The softmax before the first tile; of one of several ranks, whose part may have none, empty.
+
+    Args:
+        z_t: Noisy images, pixels first.
+        problem: What is asked.
+        values: Whether it has a number to sum for each row and source image.
+    """
+    if problem.ranks is None:
+        return OnlineSoftmax()
+    rows = problem.queries.k, z_t.shape[-1]
+    return OnlineSoftmax.empty(rows, rows if values else None, z_t.device)
 
 
 def read(source: Source, index: slice, like: Tensor) -> Float[Tensor, "c h w n"]:

@@ -51,10 +51,15 @@ class Streaming:
             ValueError: If the budget is too small for a single pair of images.
         """
         (queries, responses), source = self.problem.operators, self.problem.source
+        n, ranks = len(source), self.problem.ranks
+        if ranks is not None:  # they add up as many noisy images at a time
+            n = int(ranks.largest(torch.tensor(n, device=like.device)))
+            if n == 0:
+                raise ValueError("source: got no images on any rank, wanted some")
         again = isinstance(queries, Dense) and (back or not responses.partition)
         types = dtypes(like, exact=back or self.problem.exact)
         keep = again * (1 + back) * types.weights.itemsize
-        arguments = (batch, len(source), source.shape, self.problem.operators)
+        arguments = (batch, n, source.shape, self.problem.operators)
         return tile(*arguments, self.problem.budget, like.device, keep=keep)
 
     @without_autograd
@@ -77,13 +82,19 @@ class Streaming:
         to_q: Tensor | None = None,
         to_r: Tensor | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        types = dtypes(z)
+        types, ranks = dtypes(z), self.problem.ranks
+        if ranks is not None:
+            wanted = to_q is not None, to_r is not None
+            ranks.agree(z, call="gradients", gradient=gradient, wanted=wanted)
         size, problem = self.size(len(z), z, back=True), self.ready(z, types)
         to_z = torch.empty_like(z)
         for start in range(0, len(z), size.b):
             part = slice(start, start + size.b)
             arrays = [pixels_first(a[part]) for a in (z, gradient, x_hat)]
             to_z[part] = backward(*arrays, to_q, to_r, problem, size, types).movedim(-1, 0)
+        if ranks is not None:
+            for total in filter(torch.is_tensor, (to_q, to_r)):
+                total.copy_(ranks.sum(total))
         return to_z
 
     def ready(self, z: Tensor, types: Dtypes) -> Problem:

@@ -5,6 +5,9 @@ all ones or the identity) a single pass does: when the maximum rises, the sums m
 with it. Otherwise a first pass finds each estimator's normaliser and a second one mixes. Where the
 budget has room for the log-weights of a few noisy images against the whole source, the first pass
 keeps them: Q, which is what takes the time, is applied once.
+
+Ranks that have a part of the source each put their softmaxes together after the first pass. From
+then on normalisers are those of all, and what is left are sums.
 """
 
 import torch
@@ -12,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.problem import Problem
-from fpmc.engine.softmax import OnlineSoftmax, exp
-from fpmc.engine.streaming.arithmetic import Dtypes, coverage, mix
+from fpmc.engine.softmax import exp
+from fpmc.engine.streaming.arithmetic import Dtypes, coverage, mix, start
 from fpmc.engine.streaming.kept import Kept, significant
 from fpmc.engine.streaming.sizes import Tile
 
@@ -31,7 +34,8 @@ def forward(
         size: How much of the source at a time, and whether log-weights are kept.
         types: The types to compute in.
     """
-    softmax, total, responses = OnlineSoftmax(), torch.zeros_like(z_t), problem.responses
+    total, responses, ranks = torch.zeros_like(z_t), problem.responses, problem.ranks
+    softmax = start(z_t, problem)
     kept = Kept(z_t, problem, size, types)
     for i, (x, ell) in enumerate(kept.first()):
         t = softmax.take(ell, types.weights)
@@ -42,11 +46,17 @@ def forward(
         else:
             kept.put(i, softmax.peak, t)
             softmax.weigh(t)
+    if ranks is not None:
+        softmax.join(ranks)
     log_norm = softmax.log_norm()
     if responses.partition:
+        if ranks is not None:
+            total = ranks.sum(total * responses.transpose(softmax.shrink))
         return total / responses.transpose(softmax.mass), log_norm
 
     for x, t, _ in kept.again(log_norm):
         use = significant(t)
         total += mix(exp(t[..., use]), x[..., use].to(t), responses)
+    if ranks is not None:
+        total = ranks.sum(total)
     return total / coverage(responses, z_t), log_norm

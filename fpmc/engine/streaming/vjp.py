@@ -10,6 +10,9 @@ subtracted from the x_n, there and in s. The answer x̂ is the one that keeps di
 Q's gradient is :math:`-\frac{1}{2\sigma^2} \sum_n \partial\ell_{kn} \delta_{np}`. What R gains from
 its numerator alone is :math:`\sum_n w_{kn} (\tilde g \odot x_n)_p`; with x_n − x̂ in the place of
 x_n it is all of its gradient, as its denominator takes off as much of x̂.
+
+Ranks that have a part of the source each share normalisers and mean slopes after the first pass;
+the gradients are sums over their parts.
 """
 
 import torch
@@ -17,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.problem import Problem
-from fpmc.engine.softmax import OnlineSoftmax, exp
-from fpmc.engine.streaming.arithmetic import Dtypes, coverage, differences
+from fpmc.engine.softmax import exp
+from fpmc.engine.streaming.arithmetic import Dtypes, coverage, differences, start
 from fpmc.engine.streaming.kept import Kept, significant
 from fpmc.engine.streaming.sizes import Tile
 from fpmc.operators import Ones, Operator
@@ -37,6 +40,8 @@ def backward(
     types: Dtypes,
 ) -> Float[Tensor, "c h w b"]:
     r"""The gradient with respect to z, float64; those of Q and R are added to to_q and to_r.
+
+    Of several ranks each adds its own part to to_q and to_r.
 
     Args:
         z_t: Noisy images, pixels first, float64.
@@ -66,17 +71,19 @@ def backward(
         if to_q is not None:
             delta = differences(z_t.to(x), x, queries).to(to_ell)
             to_q -= _outer(to_ell, delta).view_as(to_q).div_(2 * sigma**2)
-    return to_z
+    return to_z if problem.ranks is None else problem.ranks.sum(to_z)
 
 
 def _average_slopes(kept, scaled, x_hat, responses) -> tuple[Tensor, Tensor]:
     """The first pass: log-normalisers (k, b), and the mean of s under each posterior (k, b, 1)."""
-    softmax = OnlineSoftmax()
+    softmax, ranks = start(kept.z_t, kept.problem, values=True), kept.problem.ranks
     for i, (x, ell) in enumerate(kept.first()):
         t = softmax.take(ell, kept.types.weights)
         s = _slopes(scaled, x_hat, x, responses, kept.types)[1]
         kept.put(i, softmax.peak, t, s)
         softmax.add((softmax.weigh(t) * s).sum(-1, dtype=torch.float64))
+    if ranks is not None:
+        softmax.join(ranks)
     return softmax.log_norm(), softmax.mean().unsqueeze(-1)
 
 
