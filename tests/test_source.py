@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fpmc import Source, methods
-from fpmc.source import to_float, to_uint8
+from fpmc.source import to_float, to_uint8, union
 
 
 def test_floats_that_may_be_pixels_scaled_to_0_1_are_warned_of(recwarn):
@@ -108,6 +108,49 @@ def test_conversions_name_what_they_cannot_convert():
         to_uint8(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
     with pytest.raises(ValueError, match="images: got NaN"):
         to_uint8(torch.full((1, 1, 2, 2), torch.nan))
+
+
+class TestShards:
+    """Contiguous parts of a source."""
+
+    images = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1).repeat(1, 1, 4, 4)
+
+    @pytest.mark.parametrize("world", [1, 3, 4, 13])
+    def test_together_they_are_the_source(self, world):
+        parents = torch.tensor([-1, 0, -1, 2, 9, -1, 9, -1, 7, -1])
+        labels, weights = torch.arange(10) % 3, torch.arange(1, 11)
+        whole = Source(self.images, weights, labels, parents)
+        shards = [whole.shard(rank, world) for rank in range(world)]
+        for name in ("images", "labels", "log_weights"):
+            parts = torch.cat([getattr(shard, name) for shard in shards])
+            assert torch.equal(parts, getattr(whole, name))
+        assert {len(shard) for shard in shards} <= {10 // world, -(-10 // world)}
+        for shard in filter(len, shards):
+            first = int(shard.images[0, 0, 0, 0])
+            copies = shard.parents >= 0
+            originals = shard.images[shard.parents[copies], 0, 0, 0].long()
+            assert torch.equal(originals, parents[first : first + len(shard)][copies])
+
+    def test_nothing_is_copied(self):
+        whole = union(Source(self.images), Source(self.images[:5]))
+        first, second = (whole.shard(rank, 2) for rank in range(2))
+        assert len(first.parts) == 1
+        assert [len(part) for part in second.parts] == [3, 5]
+        assert second.parts[0].data_ptr() == self.images[7].data_ptr()
+        assert second.parts[1].data_ptr() == self.images.data_ptr()
+        assert torch.equal(torch.cat([first[:], second[:]]), whole[:])
+
+    def test_an_empty_one_alone_has_no_answer(self):
+        empty = Source(self.images).shard(0, 11)
+        assert len(empty) == 0
+        assert empty[:].shape == (0, 1, 4, 4)
+        with pytest.raises(ValueError, match="source: got no images, wanted some"):
+            methods.optimal(empty)(torch.zeros(1, 1, 4, 4), 1.0)
+
+    @pytest.mark.parametrize(("rank", "world"), [(-1, 2), (2, 2), (0, 0)])
+    def test_there_is_no_other(self, rank, world):
+        with pytest.raises(ValueError, match="wanted"):
+            Source(self.images).shard(rank, world)
 
 
 class TestClasses:

@@ -47,6 +47,15 @@ class Joined:
         """The same images on a device."""
         return Joined(tuple(part.to(device) for part in self.parts))
 
+    def part(self, start: int, stop: int) -> "Joined":
+        """The images from one position to another, in as many tensors; none is copied."""
+        found = [
+            part[max(start, first) - first : min(stop, last) - first]
+            for part, (first, last) in zip(self.parts, pairwise([0, *self.ends]), strict=True)
+            if max(start, first) < min(stop, last)
+        ]
+        return Joined(tuple(found or [self.parts[0][:0]]))
+
     def __getitem__(self, index: Any) -> Tensor:
         """Images at an index: a slice, or a list or tensor of positions, which are copied.
 
@@ -65,11 +74,7 @@ class Joined:
 
     def _run(self, start: int, stop: int) -> Tensor:
         """The images from one position to another."""
-        found = [
-            part[max(start, first) - first : min(stop, last) - first]
-            for part, (first, last) in zip(self.parts, pairwise([0, *self.ends]), strict=True)
-            if max(start, first) < min(stop, last)
-        ]
+        found = self.part(start, stop).parts
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _at(self, index: Tensor) -> Tensor:

@@ -157,6 +157,37 @@ class Source:
             raise ValueError("index: got every image that is left, wanted some to stay")
         return self._with_log_weights(kept - kept.logsumexp(0))
 
+    def shard(self, rank: int, world: int) -> "Source":
+        r"""One of several contiguous parts, whose sizes differ by one image at most.
+
+        Part r of W has the images from position ⌊rN/W⌋ on, up to ⌊(r + 1)N/W⌋; none, if that is the
+        same. Nothing is copied. Weights are those of the whole source, and sum to the part's share
+        of it: the sum over a part and that over the others make that over the whole, which is what
+        :mod:`fpmc.distributed` does. Labels follow, and parents as positions in the part, −1 for
+        those outside: leave images out, with :meth:`without`, before.
+
+        Args:
+            rank: Which, from 0 to W − 1.
+            world: How many parts W there are, at least 1.
+
+        Raises:
+            TypeError: If one is no whole number.
+            ValueError: If one is out of range.
+        """
+        world = as_whole_number(world, "world", 1)
+        rank = as_whole_number(rank, "rank", 0, world - 1)
+        start, stop = (i * len(self) // world for i in (rank, rank + 1))
+        weights = None if self.log_weights is None else self.log_weights[start:stop]
+        other, images = self._with_log_weights(weights), self.images
+        joined = isinstance(images, Joined)
+        other.images = images.part(start, stop) if joined else images[start:stop]
+        other.labels = None if self.labels is None else self.labels[start:stop]
+        if self.parents is not None:
+            parents = self.parents[start:stop]
+            inside = (parents >= start) & (parents < stop)
+            other.parents = torch.where(inside, parents - start, -1)
+        return other
+
     def to(self, device: str | torch.device) -> "Source":
         """The same source, whose images lie on a device.
 
