@@ -12,6 +12,7 @@ from docutils import nodes
 from sphinx.errors import SphinxError
 
 import fpmc
+from tests import check_html
 
 BOOK = Path(__file__).parents[1] / "book"
 ADDRESS = "https://github.com/owner/name"
@@ -98,3 +99,27 @@ def test_the_sliders_move_over_what_the_page_computes():
     assert set(re.findall(r"\bdata\.(\w+)", script)) == written
     for name in re.findall(r'picture\("(\w+)"', script):
         assert f'"{name}": ' in page, name
+
+
+CAPTIONED = '<div class="cell_output"><figure><img src="a.png" alt="A curve."/>{}</figure></div>'
+
+
+class TestReadable:
+    def test_a_figure_with_caption_and_text_is_well(self):
+        text = CAPTIONED.format("<figcaption>It rises.</figcaption>")
+        assert check_html.unreadable(text) == []
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            (CAPTIONED.format(""), "a figure without a caption, a.png"),
+            ('<div class="cell_output"><img src="a.png" alt="x"/></div>', "without a caption"),
+            (CAPTIONED.replace("A curve.", "").format(""), "without alternative text, a.png"),
+            ('<div class="cell_output"><pre>' + "a\n" * 13 + "</pre></div>", "13 printed lines"),
+        ],
+    )
+    def test_what_a_reader_stumbles_over_is_named(self, text, says):
+        assert any(says in found for found in check_html.unreadable(text))
+
+    def test_text_and_pictures_outside_of_outputs_are_left_alone(self):
+        assert check_html.unreadable("<img src='a.png'/><pre>" + "a\n" * 40 + "</pre>") == []
