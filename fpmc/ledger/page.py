@@ -71,8 +71,8 @@ def told(value: float) -> str:
 
 
 def anchor(heading: str) -> str:
-    """The anchor that a page has at a heading in plain words."""
-    return re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
+    """The anchor that a page has at a heading in plain words, whose apostrophes leave no trace."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub("['’]", "", heading.lower())).strip("-")
 
 
 def _evidence(claim: Claim, root: str | os.PathLike | None) -> str:
