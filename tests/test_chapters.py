@@ -54,6 +54,17 @@ def written(tmp_path):
     return write
 
 
+def test_times_are_those_of_a_core_of_unit_speed(written, monkeypatch):
+    chapter = written("sum(range(10**7))")
+    spent = []
+    for slower in (1, 8):
+        monkeypatch.setattr(chapters, "yardstick", lambda slower=slower: slower * chapters.UNIT)
+        spent.append(chapters.execute(chapter).cpu_seconds)
+    assert spent[0] > 3 * spent[1]  # 8 but for the kernel's own ups and downs
+    monkeypatch.undo()
+    assert 0.1 < chapters.yardstick() / chapters.UNIT < 10
+
+
 def test_a_chapter_is_executed_once_and_again_for_other_code(written, tmp_path, monkeypatch):
     chapter, folder = written("print(6 * 7)"), tmp_path / "cache"
     assert chapters.cached(chapter, folder) is None

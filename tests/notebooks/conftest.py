@@ -73,7 +73,7 @@ class Replay:
 
 
 class Time(pytest.Item):
-    """The chapter's time of a processor, with room for a machine half as fast."""
+    """The chapter's time of a core of unit speed, with room for what the yardstick misses."""
 
     def runtest(self):
         spent = self.parent.executed.cpu_seconds
