@@ -31,8 +31,7 @@ from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job, in_batches
 from fpmc.experiments.options import AUGMENTED, FRESH
 from fpmc.experiments.tables import numbers
-from fpmc.experiments.tuning import schedule_of
-from fpmc.finetuning.images import fingerprints, fresh
+from fpmc.experiments.tuning import held_out, schedule_of
 from fpmc.methods.registry import METHODS
 from fpmc.metrics import Estimate
 from fpmc.source import Source, to_float, union
@@ -93,10 +92,7 @@ class HeldOut:
 
     def __init__(self, job: Job):
         self.job = job
-        images = job.dataset.test[fresh(job.dataset.test, fingerprints(job.source))]
-        if len(images) < 2:
-            raise ValueError(f"data: got {len(images)} images for tests alone, wanted 2 or more")
-        self.images = images[: job.points]
+        self.images = held_out(job)[: job.points]
         self._at: dict[int, tuple[Tensor, Tensor]] = {}
         self._given: dict[tuple[str, int, int], Tensor] = {}
 

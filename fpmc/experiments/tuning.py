@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -70,14 +70,24 @@ def schedule_of(job: Job) -> str:
     return job.data if job.data in FOUND else "cifar10"
 
 
+def held_out(job: Job) -> UInt8[Tensor, "m c h w"]:
+    """The images for tests that the source has not.
+
+    Raises:
+        ValueError: If these are fewer than two.
+    """
+    images = job.dataset.test[fresh(job.dataset.test, fingerprints(job.source))]
+    if len(images) < 2:
+        raise ValueError(f"data: got {len(images)} images for tests alone, wanted 2 or more")
+    return images
+
+
 class HeldOut:
     """Images that the source has not, in two parts: one chooses, the other is reported on."""
 
     def __init__(self, job: Job):
         self.job = job
-        images = job.dataset.test[fresh(job.dataset.test, fingerprints(job.source))]
-        if len(images) < 2:
-            raise ValueError(f"data: got {len(images)} images for tests alone, wanted 2 or more")
+        images = held_out(job)
         half = len(images) // 2
         self.validation = images[len(images) - min(half, job.points) :]
         self.test = images[: min(len(images) - half, job.points)]
