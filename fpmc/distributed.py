@@ -43,7 +43,8 @@ runs on four processes, or on as many machines as torchrun is started on, as
 
 Noisy images need none of this where a source fits on one device: let every rank ask a collection of
 its own for ``z[rank::world]``. With both, too large a source and many noisy images, give each
-process group of a few ranks (``torch.distributed.new_group``) noisy images of its own.
+process group of a few ranks (``torch.distributed.new_group``) noisy images of its own. Fine-tuning
+does either by itself: ``share=`` of :func:`fpmc.finetuning.finetune`.
 """
 
 from copy import copy

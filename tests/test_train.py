@@ -28,8 +28,8 @@ from fpmc.networks.recipes import Recipe, command
 from fpmc.networks.train import edm_loss, posterior_mean, train
 from fpmc.networks.training import run as training_run
 from fpmc.networks.training.loop import Loop
-from fpmc.networks.training.processes import ALONE
 from fpmc.networks.training.run import Run
+from fpmc.processes import ALONE
 from fpmc.sensitivity import __main__ as sensitivity
 from fpmc.source import to_float
 

@@ -19,7 +19,9 @@ from fpmc.finetuning.images import fingerprints, fresh
 from fpmc.finetuning.loop import FineTuned, finetune
 from fpmc.finetuning.module import LEARN
 from fpmc.finetuning.parametrisation import MAPS
+from fpmc.finetuning.sharing import SHARE
 from fpmc.methods.schedules import FOUND, PUBLISHED
+from fpmc.processes import Processes, processes
 from fpmc.source import Source
 
 __all__ = ["main"]
@@ -51,6 +53,12 @@ def parser() -> argparse.ArgumentParser:
         add(f"--{name}", type=float, help="see fpmc.finetuning.settings")
     add("--mapping", choices=list(MAPS), help="how numbers are kept above 0")
     add("--device", default="cpu", help="cpu (default) or cuda")
+    add(
+        "--share",
+        choices=SHARE,
+        default="images",
+        help="what processes share that torchrun started: images (default) or source",
+    )
     add("--budget", type=float, help="working memory of a call in GiB (default: 1)")
     add("--save-minutes", type=float, default=2.0, help="how often to save (default: 2)")
     return made
@@ -61,18 +69,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        run(given, shlex.join(words))
+        with processes(as_device(given.device, "--device")) as joined:
+            run(given, shlex.join(words), joined)
     except (TypeError, ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 
-def run(given: argparse.Namespace, command: str) -> None:
+def run(given: argparse.Namespace, command: str, joined: Processes) -> None:
     """Tune at one level, or at all in turn, and print what came of each.
 
     Images for tests that the source has too, and their second copies, are left out.
     """
     sigmas = edm_sigmas(given.levels).tolist()
-    device, levels = as_device(given.device, "--device"), levels_of(given.level, len(sigmas))
+    levels = levels_of(given.level, len(sigmas))
     dataset = data.load(given.data, given.root)
     n = len(dataset.train)
     n = n if given.n is None else as_whole_number(given.n, "--n", 1, n)
@@ -85,7 +94,7 @@ def run(given: argparse.Namespace, command: str) -> None:
     shown = len(held) - chosen if given.test is None else given.test
     shown = as_whole_number(shown, "--test", 1, len(held) - chosen)
     network = given.network or f"{given.data}/ddpmpp"
-    answering = networks.load(network, shape=source.shape).to(device)
+    answering = networks.load(network, shape=source.shape).to(joined.device)
     denoiser = method_of(given, network, source)
     names = ("steps", "batch", "subset", "every", "seed", "rate", "weight_decay", "zeros", "cut")
     settings = {name: getattr(given, name) for name in (*names, "mapping")}
@@ -101,13 +110,15 @@ def run(given: argparse.Namespace, command: str) -> None:
             test=held[:shown],
             learn=given.learn,
             out=given.out or Path("runs") / folder,
-            device=device,
+            device=joined.device,
+            share=given.share,
             save_minutes=given.save_minutes,
             card={"data": given.data, "method": given.method, "network": network, "level": level}
             | {"command": f"python -m fpmc.finetuning {command}"},
             **settings,
         )
-        print(line(level, sigmas[level], found), flush=True)
+        if joined.rank == 0:
+            print(line(level, sigmas[level], found), flush=True)
 
 
 def levels_of(level: str, count: int) -> list[int]:

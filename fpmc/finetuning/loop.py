@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +25,10 @@ from fpmc.finetuning.images import Tuned, digest, disjoint
 from fpmc.finetuning.module import SoftFPMC
 from fpmc.finetuning.outcome import HeldOut, answer, noisy, write
 from fpmc.finetuning.settings import Settings
+from fpmc.finetuning.sharing import Shared
 from fpmc.finetuning.state import Saved, seed_of, stopping
 from fpmc.operators import Operator
+from fpmc.processes import Processes, processes
 from fpmc.source import Source
 
 __all__ = ["FineTuned", "finetune"]
@@ -57,6 +60,7 @@ def finetune(
     test: Tensor | None = None,
     out: str | os.PathLike | None = None,
     device: str | torch.device = "cpu",
+    share: str | None = None,
     budget: int | None = None,
     save_minutes: float = 2.0,
     progress: bool = True,
@@ -85,6 +89,10 @@ def finetune(
         test: Images that are reported on, and choose nothing.
         out: A folder; made if it is not there.
         device: Where.
+        share: What the processes that torchrun started share, all of which make this call: the
+            noisy "images", or the "source" where it is too large or too slow for one device (see
+            :mod:`fpmc.finetuning.sharing`). On CUDA each takes one GPU. If left out, this process
+            is alone.
         budget: Bytes of working memory of a call; 1 GiB if left out.
         save_minutes: How often to save.
         progress: Whether to show a progress bar.
@@ -100,18 +108,20 @@ def finetune(
 
     A loss that is not finite ends the run with a warning, and with the best collection so far.
     """
-    run = _Run(
-        denoiser,
-        network,
-        Tuned(images, _source(denoiser)),
-        {"validation": validation} | ({} if test is None else {"test": test}),
-        Settings(sigma, **settings),
-        as_device(device),
-        budget,
-        out,
-    )
-    run.go(save_minutes, progress)
-    return run.outcome(dict(card or {}))
+    own = processes(as_device(device)) if share else nullcontext(Processes(as_device(device)))
+    with own as joined:
+        run = _Run(
+            denoiser,
+            network,
+            Tuned(images, _source(denoiser)),
+            {"validation": validation} | ({} if test is None else {"test": test}),
+            Settings(sigma, **settings),
+            Shared(joined, share or "images"),
+            budget,
+            out,
+        )
+        run.go(save_minutes, progress)
+        return run.outcome(dict(card or {}))
 
 
 def _source(denoiser: Any) -> Source:
@@ -126,8 +136,10 @@ def _source(denoiser: Any) -> Source:
 class _Run:
     """One run: the module, the optimizer, and what is known of both so far."""
 
-    def __init__(self, denoiser, network, tuned, held_out, settings, device, budget, out):
-        self.network, self.tuned, self.settings, self.device = network, tuned, settings, device
+    def __init__(self, denoiser, network, tuned, held_out, settings, shared, budget, out):
+        self.network, self.tuned, self.settings, self.shared = network, tuned, settings, shared
+        self.device = shared.device
+        shared.check(settings.batch, settings.subset)
         self.given: tuple[Operator, Operator] = denoiser.operators(settings.sigma)
         self.source, self.budget = denoiser.source, budget
         if settings.subset is not None and settings.subset > len(self.source):
@@ -136,12 +148,12 @@ class _Run:
             )
         options = {"mapping": settings.mapping, "zeros": settings.zeros, "budget": budget}
         module = SoftFPMC(*self.given, self.source, settings.learn, **options)
-        self.module = module.to(device)
+        self.module = module.to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.module.parameters(), settings.rate, weight_decay=settings.weight_decay
         )
         self.held_out = {
-            name: HeldOut(name, images, network, settings, self.source.shape, device)
+            name: HeldOut(name, images, network, settings, self.source.shape, shared)
             for name, images in held_out.items()
         }
         prints = {name: held.prints for name, held in self.held_out.items()}
@@ -173,7 +185,7 @@ class _Run:
                 initial=self.step,
                 unit="step",
                 mininterval=1.0 if sys.stderr.isatty() else 60.0,
-                disable=not progress,
+                disable=not progress or not self.shared.first,
             ) as bar,
         ):
             while self.step < self.settings.steps and self.stopped is None:
@@ -187,10 +199,11 @@ class _Run:
                 bar.update()
                 now = time.monotonic()
                 self.seconds += now - started
-                if wanted() or now - last > 60 * save_minutes:
+                (over,) = self.shared.all.agree(wanted())
+                if over or now - last > 60 * save_minutes:
                     self.saved.write(self)
                     last = now
-                if wanted():
+                if over:
                     raise SystemExit(143)
 
     def begin(self) -> None:
@@ -200,10 +213,8 @@ class _Run:
             found = held.estimate(given)
             self.errors[name] = [float(found), found.standard_error]
         self.best = {"step": None, "error": self.errors["validation"][0], "theta": None}
-        held = self.held_out["validation"]
-        apart = answer(given, held.z, self.settings.sigma)
-        apart -= answer(self.module.collection(), held.z, self.settings.sigma)
-        self.errors["start_to_given"] = [apart.square().mean().item()]
+        apart = self.held_out["validation"].errors(self.module.collection(), given)
+        self.errors["start_to_given"] = [apart.mean().item()]
         self.validate()
 
     def advance(self) -> None:
@@ -213,18 +224,17 @@ class _Run:
         index = torch.tensor([self.saved.place(i, len(self.tuned)) for i in steps])
         x, generator = self.tuned.read(index), seed_of(settings.seed, 1, self.step)
         z = noisy(x, settings.sigma, generator, self.device)
-        target = answer(self.network, z, settings.sigma, "network")
+        target = answer(self.network, self.shared.own.part(z), settings.sigma, "network")
         only = None
         if settings.subset is not None:
             drawn = torch.randperm(len(self.source), generator=seed_of(settings.seed, 2, self.step))
             only = drawn[: settings.subset].sort().values
         options = {"without": self.tuned.positions(index), "only": only, "cut": settings.cut}
         self.optimizer.zero_grad()
-        loss = self.module.loss(z, target, settings.sigma, **options)
+        loss = self.shared.backward(self.module, z, target, settings.sigma, **options)
         if not loss.isfinite():
             self.stop("the loss is not finite")
             return
-        loss.backward()
         self.optimizer.step()
         self.step += 1
         self.losses.append(loss.item())

@@ -14,6 +14,7 @@ from fpmc.collection import FPMC
 from fpmc.finetuning.files import packed, write_level, write_text
 from fpmc.finetuning.images import as_pixels, fingerprints
 from fpmc.finetuning.settings import Settings
+from fpmc.finetuning.sharing import Shared
 from fpmc.finetuning.state import seed_of
 from fpmc.metrics import Estimate
 from fpmc.operators import Operator
@@ -43,7 +44,7 @@ class HeldOut:
         network: What answers.
         settings: The run's: its noise level and seed.
         shape: The images' (c, h, w).
-        device: Where.
+        shared: This process among those that share the run.
 
     Raises:
         TypeError: If the images are no pixel values, or the answer is no tensor.
@@ -57,22 +58,28 @@ class HeldOut:
         network: Callable[[Tensor, float], Tensor],
         settings: Settings,
         shape: tuple[int, int, int],
-        device: torch.device,
+        shared: Shared,
     ):
         clean = Source(as_pixels(images, name, shape))
-        self.prints, self.sigma = fingerprints(clean), settings.sigma
+        self.prints, self.sigma, self.shared = fingerprints(clean), settings.sigma, shared
         x, generator = clean[:], seed_of(settings.seed, STREAMS[name])
-        self.z = noisy(x, self.sigma, generator, device)
+        self.n, self.z = len(x), shared.own.part(noisy(x, self.sigma, generator, shared.device))
         self.target = answer(network, self.z, self.sigma, "network")
 
-    def errors(self, denoiser: FPMC) -> Float[Tensor, " n"]:
-        """The mean squared difference to the network per dimension, of each image."""
-        found = answer(denoiser, self.z, self.sigma) - self.target
-        return found.double().square().flatten(1).mean(1)
+    def errors(self, denoiser: FPMC, other: FPMC | None = None) -> Float[Tensor, " n"]:
+        """The mean squared difference to the network per dimension, of each image; or to another
+        collection.
+        """
+        found = self._answer(denoiser)
+        found -= self.target if other is None else self._answer(other)
+        return self.shared.own.gathered(found.double().square().flatten(1).mean(1), self.n)
 
     def estimate(self, denoiser: FPMC) -> Estimate:
         """Its mean, with its standard error."""
         return Estimate.of_samples(self.errors(denoiser))
+
+    def _answer(self, denoiser: FPMC) -> Float[Tensor, "m c h w"]:
+        return answer(self.shared.asked(denoiser), self.z, self.sigma)
 
 
 def noisy(
@@ -117,7 +124,8 @@ def write(run: Any, operators: tuple[Operator, Operator], card: dict[str, Any]) 
         "seconds": round(run.seconds, 1),
         "start_to_given": run.errors["start_to_given"][0],
         "start": run.history[0]["validation"] if run.history else None,
-        "device": str(run.device),
+        "device": str(run.shared.device),
+        "processes": run.shared.all.world,
         "versions": {"fpmc": fpmc.__version__, "torch": torch.__version__},
     }
     for name, errors in held.items():
@@ -131,8 +139,9 @@ def write(run: Any, operators: tuple[Operator, Operator], card: dict[str, Any]) 
         folder, name = run.saved.folder, run.saved.name
         cuts, cost = _cuts(run, operators, held["validation"])
         card |= {"cuts": cuts, "cut_cost": cost}
-        write_level(folder / f"{name}.safetensors", run.settings.sigma, *operators, cuts)
-        write_text(folder, name, card, run.history)
+        if run.shared.first:
+            write_level(folder / f"{name}.safetensors", run.settings.sigma, *operators, cuts)
+            write_text(folder, name, card, run.history)
     return card
 
 

@@ -52,8 +52,8 @@ class Saved:
         return self.folder / f"{self.name}.state"
 
     def write(self, run: Any) -> None:
-        """Save a run, whole or not at all; nothing if there is no folder."""
-        if self.folder is None:
+        """Save a run, whole or not at all; nothing if there is no folder, or another saves it."""
+        if self.folder is None or not run.shared.first:
             return
         state = {name: getattr(run, name) for name in KEPT} | {
             "run": self.run,

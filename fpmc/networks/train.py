@@ -26,8 +26,8 @@ from fpmc.networks.optimizers import OPTIMIZERS
 from fpmc.networks.preconditioning import Preconditioned
 from fpmc.networks.recipes import LEVELS, Recipe, recipe
 from fpmc.networks.training.loss import edm_loss, posterior_mean
-from fpmc.networks.training.processes import processes
 from fpmc.networks.training.run import Run, tf32
+from fpmc.processes import processes
 
 __all__ = ["edm_loss", "main", "posterior_mean", "train"]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fpmc.limits import TERMINATED, OutOfTimeError, termination
-from fpmc.networks.training.processes import ALONE, Processes
 from fpmc.networks.training.states import Stateful, read_state, restore, write_state
+from fpmc.processes import ALONE, Processes
 
 __all__ = ["Batches", "Loop", "Optimizer", "seed_of"]
 

@@ -24,7 +24,7 @@ from fpmc.networks.recipes import Recipe, command
 from fpmc.networks.training.batches import NoisyBatches, held_out_batch
 from fpmc.networks.training.loop import Loop
 from fpmc.networks.training.loss import Loss, edm_loss, posterior_mean
-from fpmc.networks.training.processes import Processes
+from fpmc.processes import Processes
 from fpmc.source import to_float
 from fpmc.storage import try_writing, write_rows
 

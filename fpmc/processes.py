@@ -1,4 +1,4 @@
-"""The processes that share a training: those of torchrun, or one alone."""
+"""The processes that share a run: those of torchrun, or one alone."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ __all__ = ["ALONE", "Processes", "processes"]
 
 @dataclass(frozen=True)
 class Processes:
-    """One process among those that share a training.
+    """One process among those that share a run.
 
     Attributes:
         device: Where this one computes.
@@ -29,6 +29,20 @@ class Processes:
         """The share of a batch that is this process's, on its device."""
         return batch[self.rank :: self.world].to(self.device)
 
+    def gathered(self, values: Tensor, n: int) -> Tensor:
+        """The n values of all, of which each process has those of its part."""
+        if self.world == 1:
+            return values
+        whole = values.new_zeros(n, *values.shape[1:])
+        whole[self.rank :: self.world] = values
+        return self.sum(whole)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all processes; the value is overwritten."""
+        if self.world > 1:
+            distributed.all_reduce(value)
+        return value
+
     def agree(self, *values: float) -> list[float]:
         """The largest of each value over all processes, so that all take the same decision."""
         if self.world == 1:
@@ -39,10 +53,7 @@ class Processes:
 
     def mean(self, value: Tensor) -> float:
         """The mean of a number over all processes."""
-        if self.world > 1:
-            distributed.all_reduce(value)
-            value = value / self.world
-        return value.item()
+        return self.sum(value).item() / self.world
 
 
 ALONE = Processes(torch.device("cpu"))
@@ -51,8 +62,14 @@ ALONE = Processes(torch.device("cpu"))
 
 @contextlib.contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Join those that torchrun started, each with a GPU of its own on CUDA; or be one alone."""
+    """Join those that torchrun started, each with a GPU of its own on CUDA; or be one alone.
+
+    If the script has initialised its process group itself, it stays when the block ends.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    if distributed.is_available() and distributed.is_initialized():
+        yield Processes(device, distributed.get_rank(), distributed.get_world_size())
+        return
     if world == 1:
         yield Processes(device)
         return
