@@ -27,11 +27,13 @@ from pathlib import Path
 
 import numpy as np
 import PIL
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 import fpmc
-from fpmc import data, networks, results, sensitivity
+from fpmc import data, finetuning, networks, results, run, sensitivity
+from fpmc.operators import Dense, Identity
 from fpmc.storage import whole
 
 SECONDS = 20
@@ -194,6 +196,32 @@ def network(dice: random.Random, folder: Path) -> Callable:
     return path, lambda: networks.load(path)
 
 
+def chapter(dice: random.Random, folder: Path) -> Callable:
+    path = folder / "chapter.md"
+    text = (Path(run.__file__).parents[1] / "book" / "job.md").read_text(encoding="utf-8")
+    start = text.index("```{code-cell}")
+    end = text.index("```", start + 3)
+    cell = broken(text[start:end].encode(), dice)
+    path.write_bytes(text[:start].encode() + cell + text[end:].encode())
+    return path, lambda: run.parameters_of(path)
+
+
+def tuned(dice: random.Random, folder: Path) -> Callable:
+    path, source = folder / "sigma-1.safetensors", fpmc.Source(pixels(dice, 5, 1, 4, 4))
+    matrix = torch.rand(16, 4, 4, generator=torch.Generator().manual_seed(dice.getrandbits(32)))
+    finetuning.files.write_level(path, 1.0, Dense(matrix), Identity((4, 4)))
+    content = path.read_bytes()
+    head = int.from_bytes(content[:8], "little") + 8
+    change = dice.randrange(3)
+    if change == 0:
+        content = broken(content, dice)
+    else:
+        content = broken(content[:head], dice) + content[head:]
+    path.write_bytes(content)
+    z = torch.zeros(1, 1, 4, 4)
+    return path, lambda: finetuning.load(folder, source)(z, 1.0)
+
+
 KINDS = {
     "image": image,
     "archive": archive,
@@ -203,6 +231,8 @@ KINDS = {
     "maps": maps,
     "table": table,
     "network": network,
+    "chapter": chapter,
+    "tuned": tuned,
 }
 
 
