@@ -256,7 +256,7 @@ class TestFiles:
         for value in maps.values():
             assert value.shape == (h * w, h, w)
             torch.testing.assert_close(value.sum((1, 2)), torch.ones(h * w))
-        wanted = {"digits": 64, "photos": 8, "photos32": 2}
+        wanted = {"digits": 64, "photos": 8, "photos32": 2, "fashion": 8}
         assert sensitivity.averaged_over(name) == wanted[name.partition("/")[0]]
 
     def test_one_name_reads_shipped_maps_and_files(self, tmp_path):

@@ -30,6 +30,7 @@ STORED = {
     "digits": {"samples": 64},
     "photos": {"points": 12, "samples": 10, "sources": {"els": 500}},
     "photos32": {"map_images": 2},
+    "fashion": {"points": 16, "samples": 16, "map_images": 8},
 }
 """What of it the stored tables have otherwise, so that nothing is left to compute of them."""
 TAKEN = (*NAMES, "engine")

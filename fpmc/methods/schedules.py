@@ -34,7 +34,7 @@ __all__ = [
 PUBLISHED = {"cifar10": 32, "ffhq64": 64, "afhqv2-64": 64}
 """The published schedules' names, and the side of the images they were found for."""
 
-FOUND = {"digits": 8, "photos": 16}
+FOUND = {"digits": 8, "photos": 16, "fashion": 28}
 """The found schedules' names, and the side of their images."""
 
 SIDES = PUBLISHED | FOUND
@@ -61,8 +61,8 @@ def found(name: str, column: str) -> Mapping[float, float]:
     """A column of the schedules found for the embedded data, as {sigma: value}.
 
     Args:
-        name: "digits" or "photos": for their DDPM++.
-        column: "pspc_square", "pspc_flex", "ls", "els" or "lukoianov".
+        name: "digits", "photos" or "fashion": for their DDPM++.
+        column: "pspc_square", "pspc_flex", "ls", "els" or "lukoianov"; of fashion the first two.
 
     Raises:
         ValueError: If there is no such table or column.

@@ -23,6 +23,8 @@ SHIPPED = (
     "photos/ncsnpp",
     "photos32/ddpmpp",
     "photos32/ncsnpp",
+    "fashion/ddpmpp",
+    "fashion/ncsnpp",
 )
 """The networks that come with the package: dataset/architecture, and -seed if it is not 0."""
 
