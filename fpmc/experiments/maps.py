@@ -1,11 +1,11 @@
 """The network's sensitivity maps at the sampler's noise levels, stored compactly.
 
 Of every map the largest values are kept until they hold a share, and of the rest the sum: no set of
-pixels for a threshold up to that share changes. The share is the published threshold and
+pixels for a threshold up to that share changes. The share is the schedule's threshold and
 :data:`MORE`. Where the threshold is 1, so that PSPC-Flex looks at no map, it is
-:data:`COARSE_SHARE`, and values have :data:`COARSE` binary digits. Where thresholds are searched it
-is what the largest below 1 takes, and values have :data:`FINE` digits: it is these maps that are
-searched over then.
+:data:`COARSE_SHARE`, and values have :data:`COARSE` binary digits. Where a schedule is yet
+to be searched for it is what the largest threshold below 1 takes, and values have :data:`FINE`
+digits; once it is found and stored in the package, maps made again are cut by it.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job
 from fpmc.experiments.tables import Table
 from fpmc.methods.registry import METHODS
-from fpmc.methods.schedules import published_for, threshold_schedule
+from fpmc.methods.schedules import FOUND, published_for, stored, threshold_schedule
 
 __all__ = ["run"]
 
@@ -75,10 +75,11 @@ def _fill(job: Job, clock: Clock, table: Table, x: Tensor, settings: dict[str, o
 
 def _kept(job: Job) -> tuple[Callable[[float], float], Callable[[float], int | None]]:
     """The share of a map that is kept at a noise level, and the values' binary digits."""
-    if not job.papers:
+    name = published_for(job.data) if job.papers else job.data
+    if not job.papers and not (name in FOUND and stored(name)):
         largest = max(tau for tau in METHODS["pspc_flex"].tried if tau < 1)
         return lambda sigma: largest + MORE, lambda sigma: FINE
-    tau = threshold_schedule(published_for(job.data), "pspc_flex", "thresholds")
+    tau = threshold_schedule(name, "pspc_flex", "thresholds")
     return (
         lambda sigma: COARSE_SHARE if tau(sigma) == 1 else tau(sigma) + MORE,
         lambda sigma: COARSE if tau(sigma) == 1 else None,

@@ -28,6 +28,7 @@ __all__ = [
     "patch_schedule",
     "published",
     "published_for",
+    "stored",
     "threshold_schedule",
 ]
 
@@ -72,10 +73,18 @@ def found(name: str, column: str) -> Mapping[float, float]:
     return _table(name, column)
 
 
+def stored(name: str) -> bool:
+    """Whether the package has the table of a schedule: a found one enters it once it is found."""
+    return _file(name).is_file()
+
+
 @cache
 def _rows(name: str) -> list[dict[str, str]]:
-    table = resources.files("fpmc.methods") / "tables" / f"{name}.csv"
-    return list(csv.DictReader(table.read_text().splitlines()))
+    return list(csv.DictReader(_file(name).read_text().splitlines()))
+
+
+def _file(name: str) -> Any:
+    return resources.files("fpmc.methods") / "tables" / f"{name}.csv"
 
 
 def columns(name: str) -> list[str]:
