@@ -5,7 +5,8 @@ pixels for a threshold up to that share changes. The share is the schedule's thr
 :data:`MORE`. Where the threshold is 1, so that PSPC-Flex looks at no map, it is
 :data:`COARSE_SHARE`, and values have :data:`COARSE` binary digits. Where a schedule is yet
 to be searched for it is what the largest threshold below 1 takes, and values have :data:`FINE`
-digits; once it is found and stored in the package, maps made again are cut by it.
+digits; once it is found and stored in the package, maps made again are cut by it
+(with as many digits, which may exchange a pixel for one that is as good but for rounding).
 """
 
 from collections.abc import Callable
@@ -82,5 +83,5 @@ def _kept(job: Job) -> tuple[Callable[[float], float], Callable[[float], int | N
     tau = threshold_schedule(name, "pspc_flex", "thresholds")
     return (
         lambda sigma: COARSE_SHARE if tau(sigma) == 1 else tau(sigma) + MORE,
-        lambda sigma: COARSE if tau(sigma) == 1 else None,
+        lambda sigma: COARSE if tau(sigma) == 1 else None if job.papers else FINE,
     )

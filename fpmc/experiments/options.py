@@ -30,7 +30,7 @@ STORED = {
     "digits": {"samples": 64},
     "photos": {"points": 12, "samples": 10, "sources": {"els": 500}},
     "photos32": {"map_images": 2},
-    "fashion": {"points": 16, "samples": 16, "map_images": 8},
+    "fashion": {"points": 16, "search_points": 8, "samples": 16, "map_images": 8},
 }
 """What of it the stored tables have otherwise, so that nothing is left to compute of them."""
 TAKEN = (*NAMES, "engine")
@@ -108,7 +108,11 @@ class Options:
         type=int, least=1,
     )  # fmt: skip
     search_points: int | None = option(
-        None, "the same for the stage schedules (default: as many)", group="much", type=int, least=1
+        None,
+        "the same for the stage schedules (default: the stored tables', or as many)",
+        group="much",
+        type=int,
+        least=1,
     )
     samples: int | None = option(
         None, "samples per method (default: the stored tables', or 32)", group="much", type=int,
