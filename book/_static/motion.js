@@ -1,0 +1,17 @@
+// Buttons that stop an animated picture, or start it where the system asks for less motion.
+document.querySelectorAll(".motion").forEach((picture) => {
+  const still = picture.querySelector("source"), button = picture.nextElementSibling;
+  let moves = !matchMedia(still.media).matches;
+
+  function show() {
+    still.media = moves ? "print" : "all";
+    button.textContent = moves ? "pause" : "play";
+    button.setAttribute("aria-pressed", String(!moves));
+  }
+
+  button.addEventListener("click", () => {
+    moves = !moves;
+    show();
+  });
+  show();
+});
