@@ -56,11 +56,12 @@ def seconds(chapter: Path, folder: Path = chapters.CACHE) -> float | None:
 
 
 def _told(chapter: Path, env) -> tuple[str, str]:
-    """Minutes and seconds as text; nothing for what is no notebook or was not run."""
-    if chapter not in chapters.chapters():
-        return f"{max(minutes(chapter), 1):.0f} min", ""
-    spent = seconds(chapter, Path(env.mystnb_config.execution_cache_path))
-    return f"{max(minutes(chapter), 1):.0f} min", "" if spent is None else f"{max(spent, 1):.0f} s"
+    """Minutes and seconds as text; no seconds for what is no notebook or was not run."""
+    spent = None
+    if chapter in chapters.chapters():
+        spent = seconds(chapter, Path(env.mystnb_config.execution_cache_path))
+    read = f"{max(minutes(chapter), 1):.0f}\N{NO-BREAK SPACE}min"
+    return read, "" if spent is None else f"{max(spent, 1):.0f}\N{NO-BREAK SPACE}s"
 
 
 class ChapterLink(nodes.inline):

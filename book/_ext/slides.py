@@ -90,7 +90,8 @@ def figures() -> dict[str, Figure]:
 def equations() -> dict[str, str]:
     """The numbered equations of all chapters, by their labels."""
     texts = (chapter.read_text() for chapter in chapters.chapters())
-    return dict(match for text in texts for match in EQUATION.findall(text))
+    found = (match for text in texts for match in EQUATION.findall(text))
+    return {label: tex.strip().rstrip(",. ") for label, tex in found}
 
 
 def labels(slides: list[Slide]) -> Iterator[tuple[str, str]]:
