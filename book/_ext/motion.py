@@ -1,10 +1,11 @@
 """Animated pictures for readers who may not want motion, and for paper.
 
 A PNG that moves is shown with a still, its last frame, in its place where the reader's system asks
-for less motion and where the page is printed, and with a button that stops it.
+for less motion, and with a button that stops it. The book on one page, for print, has the still.
 """
 
 import base64
+import html
 import io
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from PIL import Image
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 BEFORE = (
-    '<picture class="motion"><source media="(prefers-reduced-motion: reduce), print" '
+    '<picture class="motion"><source media="(prefers-reduced-motion: reduce)" '
     'srcset="data:image/png;base64,{still}">'
 )
+STILL = '<img alt="{alt}" src="data:image/png;base64,{still}">'
 AFTER = '</picture><button type="button" class="motion-button" aria-pressed="false">pause</button>'
 
 
@@ -31,7 +33,7 @@ def last_frame(path: Path) -> bytes | None:
 
 
 class Stills(SphinxPostTransform):
-    """Put a still beside every animated PNG: around it on the web, in its place on one page."""
+    """Put a still beside every animated PNG, or in its place on the one page that is printed."""
 
     default_priority = 200
     formats = ("html",)
@@ -42,7 +44,14 @@ class Stills(SphinxPostTransform):
             path = Path(self.env.srcdir, image["uri"])
             if path.suffix != ".png" or not path.exists() or not (still := last_frame(path)):
                 continue
-            before = BEFORE.format(still=base64.b64encode(still).decode())
+            encoded = base64.b64encode(still).decode()
+            if self.app.builder.name == "singlehtml":
+                alt = html.escape(image.get("alt", ""), quote=True)
+                image.replace_self(
+                    nodes.raw("", STILL.format(alt=alt, still=encoded), format="html")
+                )
+                continue
+            before = BEFORE.format(still=encoded)
             at = image.parent.index(image)
             image.parent.insert(at, nodes.raw("", before, format="html"))
             image.parent.insert(at + 2, nodes.raw("", AFTER, format="html"))

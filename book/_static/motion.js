@@ -4,7 +4,7 @@ document.querySelectorAll(".motion").forEach((picture) => {
   let moves = !matchMedia(still.media).matches;
 
   function show() {
-    still.media = moves ? "print" : "all";
+    still.media = moves ? "not all" : "all";
     button.textContent = moves ? "pause" : "play";
     button.setAttribute("aria-pressed", String(!moves));
   }
@@ -13,5 +13,7 @@ document.querySelectorAll(".motion").forEach((picture) => {
     moves = !moves;
     show();
   });
+  addEventListener("beforeprint", () => { still.media = "all"; });
+  addEventListener("afterprint", show);
   show();
 });
