@@ -18,7 +18,7 @@ BEFORE = (
     'srcset="data:image/png;base64,{still}">'
 )
 STILL = '<img alt="{alt}" src="data:image/png;base64,{still}">'
-AFTER = '</picture><button type="button" class="motion-button" aria-pressed="false">pause</button>'
+AFTER = '</picture><button type="button" class="motion-button">pause</button>'
 
 
 def last_frame(path: Path) -> bytes | None:

@@ -6,7 +6,6 @@ document.querySelectorAll(".motion").forEach((picture) => {
   function show() {
     still.media = moves ? "not all" : "all";
     button.textContent = moves ? "pause" : "play";
-    button.setAttribute("aria-pressed", String(!moves));
   }
 
   button.addEventListener("click", () => {
