@@ -18,6 +18,7 @@ from fpmc.storage import BROKEN, INSTALLED
 __all__ = [
     "FOLDER",
     "MEASURES",
+    "PUBLISHED",
     "SETTINGS",
     "TITLES",
     "contestant",
@@ -31,16 +32,20 @@ __all__ = [
 
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "results"
 """Where the tables lie: in a checkout, or in an installed package."""
-TABLES = ("augmentation", "copies", "denoising", "maps", "samples", "schedules", "tuning", "worth")
+TABLES = ("augmentation", "copies", "denoising", "maps", "published", "samples", "schedules")
+TABLES += ("tuning", "worth")
 TITLES = {name: method.title for name, method in METHODS.items() if method.compared}
 """What readers are told for what the tables call a method."""
 MEASURES = ("mse", "r2", "nearest")
 """What is measured of every sample: error and r² to the reference's, distance to the source."""
+PUBLISHED = ("mse", "r2", "mse_other", "r2_other", "nearest")
+"""What is measured of samples beside a published network's: error and r² to the image from the same
+noise and to another of its class, distance to the source."""
 SETTINGS = "settings"
 """What stands beside the measures, and is no method: what decided the samples, as JSON."""
 TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command", "trained_on")
 TEXT += ("device", "precision", "version", "torch", "code", "date", "network_hash", "data_hash")
-TEXT += ("schedule_hash", "maps_hash", "arguments", "learn", "tuning", "strategy")
+TEXT += ("schedule_hash", "maps_hash", "arguments", "learn", "tuning", "strategy", "by")
 
 
 def stored(root: str | os.PathLike | None = None) -> list[tuple[str, str]]:
@@ -64,7 +69,7 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials", "tuning" or "augmentation".
+            "trials", "tuning", "augmentation" or "published".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:
