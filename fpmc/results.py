@@ -25,6 +25,7 @@ __all__ = [
     "images",
     "measurements",
     "per_sample",
+    "published",
     "read",
     "stored",
     "title",
@@ -118,12 +119,28 @@ def per_sample(
     The measures are :data:`MEASURES`. The i-th samples of all methods start from the same noise, so
     differences can be taken sample by sample. Arguments and errors as in :func:`read`.
     """
-    path = _path(data, "each.npz", root)
+    return _measured(_path(data, "each.npz", root), MEASURES)
+
+
+def published(
+    data: str, root: str | os.PathLike | None = None
+) -> dict[tuple[str, str, str], dict[str, Float[Tensor, " n"]]]:
+    """The same beside published networks, {(network, by, :func:`contestant`): {measure: values}}.
+
+    The methods' source is an image's "class", or "all" of the data. The measures are
+    :data:`PUBLISHED`, NaN where a class has no other image. Arguments and errors as in
+    :func:`read`.
+    """
+    found = _measured(_path(data, "published.npz", root), PUBLISHED)
+    return {tuple(name.split("/")): values for name, values in found.items()}
+
+
+def _measured(path: Path, measures: tuple[str, ...]) -> dict[str, dict[str, Float[Tensor, " n"]]]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            names = (name for name in file.files if name != SETTINGS)
+            names = (name for name in file.files if not name.endswith(SETTINGS))
             columns = {name: torch.from_numpy(file[name]).unbind(1) for name in names}
-        return {name: dict(zip(MEASURES, values, strict=True)) for name, values in columns.items()}
+        return {name: dict(zip(measures, values, strict=True)) for name, values in columns.items()}
     except (*BROKEN, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{path}: not a file of samples' measures ({error})") from error
 

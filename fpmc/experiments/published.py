@@ -140,14 +140,15 @@ def _each(
     if each is None or len(each) != n:
         each = np.full((n, len(PUBLISHED)), np.nan)
     for group in asked.groups:
-        if np.isfinite(each[group.at, 0]).all():
+        where = group.at.numpy()
+        if np.isfinite(each[where, 0]).all():
             continue
         with clock.unit(who.name):
             start = job.levels[0] * asked.target.noise[group.at].to(job.device)
             denoiser = job.make(who.method, who.knob, group.source)
             drawn = diffusion.sample(denoiser, start, job.levels)
-            each[group.at] = _measures(job, asked, group, drawn)
-            _keep_images(job, asked, who, group, drawn, each[group.at, -1])
+            each[where] = _measures(job, asked, group, drawn)
+            _keep_images(job, asked, who, group, drawn, each[where, -1])
             job.keep(FILE, {asked.entry(who): each})
     return torch.from_numpy(each)
 
