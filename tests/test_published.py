@@ -129,6 +129,12 @@ def test_every_sample_comes_from_the_class_of_its_image(job, tmp_path):
         assert row["r2_other"] == pytest.approx(values["r2_other"].nanmean().item(), rel=1e-4)
 
 
+def test_classes_of_one_size_have_filters_of_their_own(job):
+    first, second = (fpmc.Source(job.dataset.train[i : i + 50]) for i in (0, 50))
+    assert job.gaussian(first) is job.gaussian(first)
+    assert not torch.equal(job.gaussian(first).mean, job.gaussian(second).mean)
+
+
 def test_the_other_image_is_the_next_of_the_class_whatever_the_source(job, tmp_path):
     published.run(replace(job, method=("wiener",), by=("class", "all")), Clock())
     target = to_float(data.load("digits").test[: len(SEEDS)])
