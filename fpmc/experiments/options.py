@@ -103,6 +103,19 @@ class Options:
         (), "run this one alone (again for others)", group="what", choices=COMPARED
     )
 
+    published: Path | None = option(
+        None, "images that somebody generated with EDM, with their seeds: a folder or .npz",
+        group="published", type=Path,
+    )  # fmt: skip
+    by: tuple[str, ...] = option(
+        (), "the methods' source: an image's class, or all of the data (again for the other; "
+        "default: class where images have one)", group="published", choices=("class", "all"),
+    )  # fmt: skip
+    picture: Path | None = option(
+        None, "draw the first of them and of the methods' samples, as PNG", group="published",
+        type=Path,
+    )  # fmt: skip
+
     points: int | None = option(
         None, "noisy images per noise level (default: the stored tables', or 64)", group="much",
         type=int, least=1,
