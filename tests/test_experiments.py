@@ -655,7 +655,7 @@ class TestLooks:
         with pytest.raises(SystemExit, match="digits/a: its maps have other levels or sizes"):
             stage("looks").main(["digits/ddpmpp", f"digits/a={tmp_path / 'a.npz'}"])
 
-    @pytest.mark.parametrize("data", ["digits", "photos", "photos32"])
+    @pytest.mark.parametrize("data", ["digits", "photos"])
     def test_stored_rows_are_what_the_shipped_maps_give(self, data, tmp_path):
         name, out = f"{data}/ddpmpp", tmp_path / data
         stage("looks").main([name, "--out", str(out)])
