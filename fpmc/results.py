@@ -41,6 +41,7 @@ SETTINGS = "settings"
 TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command", "trained_on")
 TEXT += ("device", "precision", "version", "torch", "code", "date", "network_hash", "data_hash")
 TEXT += ("schedule_hash", "maps_hash", "arguments", "learn", "tuning", "strategy")
+TEXT += ("kind", "fault", "outcome")
 
 
 def stored(root: str | os.PathLike | None = None) -> list[tuple[str, str]]:
@@ -64,7 +65,7 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials", "tuning" or "augmentation".
+            "trials", "tuning" or "augmentation"; or "faults" of "faults", "data" of "fuzz".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:
