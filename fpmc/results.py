@@ -65,7 +65,7 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials", "tuning" or "augmentation"; or "faults" of "faults", "data" of "fuzz".
+            "trials", "tuning" or "augmentation"; or "faults" of "faults".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:
