@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import lzma
 import os
 import tempfile
@@ -10,7 +11,9 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["BROKEN", "home", "missing", "try_writing", "whole", "write_rows"]
+import numpy as np
+
+__all__ = ["BROKEN", "home", "missing", "try_writing", "whole", "write_array", "write_rows"]
 
 BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError)
 """What reading a file, or a ZIP whose bytes are wrong, raises."""
@@ -71,6 +74,14 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
+    """Write a .npy file, whole or not at all."""
+    content = io.BytesIO()  # into a file, np.save does not say that its disk is full
+    np.save(content, array)
+    with whole(path) as beside:
+        beside.write_bytes(content.getvalue())
 
 
 def write_rows(path: str | os.PathLike, rows: Iterable[Mapping], *, missing: str = "") -> None:

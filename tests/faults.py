@@ -215,7 +215,8 @@ def full(name: str, dice: random.Random, times: int, work: Path) -> dict[str, ob
     size = sum(path.stat().st_size for path in undisturbed.rglob("*") if path.is_file()) / 2**20
     failed = 0
     for i in range(times):
-        with small_disk(work / f"{name}-full-{i}", dice.uniform(0.1, 1.4) * size) as disk:
+        share = 0.1 + 1.2 * (i + dice.random()) / times
+        with small_disk(work / f"{name}-full-{i}", share * size) as disk:
             log.unlink(missing_ok=True)
             folder = disk / "run"
             if start(kind, folder, log).wait():

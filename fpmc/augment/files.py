@@ -24,7 +24,7 @@ from fpmc.checks import as_whole_number
 from fpmc.data.fingerprint import fingerprint
 from fpmc.source import as_uint8, mapped
 from fpmc.source.pixels import from_numpy
-from fpmc.storage import whole
+from fpmc.storage import whole, write_array
 
 __all__ = ["SYNTHETIC", "read", "write"]
 
@@ -83,7 +83,7 @@ def write(
             _same(unfinished, card)
         else:
             for name, values in ((PARENTS, recipe.parents), (PARAMETERS, recipe.parameters)):
-                np.save(unfinished / name, values.numpy())
+                write_array(unfinished / name, values.numpy())
             with whole(unfinished / CARD) as beside:
                 beside.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         _write_images(unfinished / IMAGES, recipe, progress)
