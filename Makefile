@@ -7,7 +7,7 @@ PORT ?= 8000
 DATA ?= digits
 DEVICE ?= cpu
 
-.PHONY: help setup book test test-deep times notebooks figure results lint clean serve
+.PHONY: help setup book slides pdf widths test test-deep times notebooks figure results lint clean serve
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,6 +28,18 @@ book: .venv/installed ## execute every chapter and build the HTML
 	$(BIN)/jupyter-book build . --warningiserror --keep-going
 	$(BIN)/python tests/check_html.py _build/html
 	@echo "The book is at file://$(CURDIR)/_build/html/index.html"
+
+slides: .venv/installed ## write the slides of two lectures, one file; executes only the chapters shown
+	$(BIN)/python book/_ext/slides.py
+
+pdf: .venv/installed ## print the whole book as one PDF; needs Chromium or Chrome
+	$(BIN)/python book/_ext/browser.py
+	rm -rf _build/singlehtml
+	$(BIN)/jupyter-book build . --builder singlehtml
+	$(BIN)/python book/_ext/paper.py
+
+widths: .venv/installed ## measure that no built page is wider than a screen, if there is a Chromium
+	$(BIN)/python tests/check_widths.py _build/html
 
 test: .venv/installed ## run every check: unit and property tests, stored notebooks, consistency
 	$(BIN)/python -m pytest -n auto

@@ -1,32 +1,24 @@
-"""Draw the README's picture: run the landing page and keep the figure it draws."""
+"""Draw the README's picture: the landing page's first figure, as the page shows it."""
 
 import base64
 import os
-import tempfile
+import sys
 from pathlib import Path
-
-import nbformat
-
-from fpmc.run import run
 
 BOOK = Path(__file__).parent
 PICTURE = BOOK / "_static" / "overview.png"
+LABEL = "fig-overview"
+sys.path.insert(0, str(BOOK / "_ext"))
+import chapters  # noqa: E402
+import slides  # noqa: E402
 
 
 def main() -> None:
-    """Execute ``intro.md`` with its default parameters and write ``_static/overview.png``."""
-    with tempfile.TemporaryDirectory() as folder:
-        executed = Path(folder, "intro.ipynb")
-        run(BOOK / "intro.md", executed, {})
-        notebook = nbformat.read(executed, as_version=4)
-    figures = [
-        output["data"]["image/png"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if "image/png" in output.get("data", {})
-    ]
+    """Take the figure from the landing page's outputs, and write ``_static/overview.png``."""
+    figure = slides.figures()[LABEL]
+    png = slides.picture(figure, chapters.outputs(figure.chapter).notebook)
     beside = PICTURE.with_suffix(".tmp")
-    beside.write_bytes(base64.b64decode(figures[-1]))
+    beside.write_bytes(base64.b64decode(png))
     os.replace(beside, PICTURE)
 
 

@@ -24,13 +24,14 @@ from fpmc.checks import (
     as_noise_levels,
     as_whole_number,
 )
-from fpmc.philox import edm_noise
+from fpmc.philox import edm_labels, edm_noise
 
 __all__ = [
     "Denoiser",
     "Step",
     "add_noise",
     "as_levels",
+    "edm_labels",
     "edm_noise",
     "edm_sigmas",
     "initial_noise",

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fpmc.checks import as_whole_number, kind
 
-__all__ = ["edm_noise", "philox"]
+__all__ = ["edm_labels", "edm_noise", "philox"]
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 """Of Philox's rounds."""
@@ -102,15 +102,69 @@ def edm_noise(
     that of PyTorch's kernels for random numbers, the transform that of NVIDIA's cuRAND, and the
     sine's error is PTX's for ``sin.approx`` from −2π to 2π.
     """
+    keys, size = _keys(seeds), _size(shape)
+    n = math.prod(size)
+    threads = _threads(n, threads)
+    noise = np.stack([_normal(n, key, threads) for key in keys])
+    return torch.from_numpy(noise).view(-1, *size)
+
+
+def edm_labels(
+    seeds: Iterable[Any],
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    each: int = 1,
+    threads: int | None = None,
+) -> Int64[Tensor, " b"]:
+    """The classes that EDM's ``generate.py`` draws on an NVIDIA GPU, after an image's noise.
+
+    They are what ``torch.randint`` draws from the seed's generator once ``torch.randn`` has drawn
+    the noise: the first word of a thread's next four, modulo the number of classes.
+
+    Args:
+        seeds: As in :func:`edm_noise`.
+        shape: The (c, h, w) of what was drawn before from each seed.
+        classes: Of the network, at least 1.
+        each: How many classes are drawn from a seed: 1, or as many images as one seed made at once.
+        threads: As in :func:`edm_noise`.
+
+    Returns:
+        Numbers from 0 to classes − 1, int64, shape (len(seeds) · each,).
+
+    Raises:
+        TypeError: If a number is no whole number.
+        ValueError: If one lies outside its range, or as :func:`edm_noise` does.
+
+    Source: Karras et al. (2022), the code's ``generate.py``.
+    """
+    keys, n = np.array(_keys(seeds), np.uint64)[:, None], math.prod(_size(shape))
+    threads = _threads(n, threads)
+    classes = as_whole_number(classes, "classes", 1, 2**28)
+    each = as_whole_number(each, "each", 1, threads)
+    drawn = -(-n // (4 * min(threads, -(-n // BLOCK) * BLOCK)))
+    thread = np.arange(each, dtype=np.uint64)[None]
+    first = philox((np.uint64(drawn), 0, thread, 0), (keys, 0))[0]
+    return torch.from_numpy((first % np.uint32(classes)).astype(np.int64).ravel())
+
+
+def _keys(seeds: Iterable[Any]) -> list[int]:
     if not isinstance(seeds, Iterable) or isinstance(seeds, str):
         raise TypeError(f"seeds: got {kind(seeds)}, wanted whole numbers, one for each image")
     keys = [as_whole_number(_number(seed), "seeds", 0) % 2**32 for seed in seeds]
     if not keys:
         raise ValueError("seeds: got none, wanted one for each image")
+    return keys
+
+
+def _size(shape: Any) -> list[int]:
     if not isinstance(shape, tuple | list | torch.Size) or len(shape) != 3:
         raise ValueError(f"shape: got {shape!r}, wanted (c, h, w)")
-    size = [as_whole_number(s, "shape", 1) for s in shape]
-    n = math.prod(size)
+    return [as_whole_number(s, "shape", 1) for s in shape]
+
+
+def _threads(n: int, threads: int | None) -> int:
+    """How many threads draw n values at a time."""
     if threads is None:
         if n > EVERYWHERE:
             raise ValueError(
@@ -121,8 +175,7 @@ def edm_noise(
     threads = as_whole_number(threads, "threads", BLOCK)
     if threads % BLOCK:
         raise ValueError(f"threads: got {threads}, wanted a multiple of {BLOCK}")
-    noise = np.stack([_normal(n, key, threads) for key in keys])
-    return torch.from_numpy(noise).view(-1, *size)
+    return threads
 
 
 def _number(seed: Any) -> Any:

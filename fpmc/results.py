@@ -18,12 +18,14 @@ from fpmc.storage import BROKEN, INSTALLED
 __all__ = [
     "FOLDER",
     "MEASURES",
+    "PUBLISHED",
     "SETTINGS",
     "TITLES",
     "contestant",
     "images",
     "measurements",
     "per_sample",
+    "published",
     "read",
     "stored",
     "title",
@@ -31,17 +33,21 @@ __all__ = [
 
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "results"
 """Where the tables lie: in a checkout, or in an installed package."""
-TABLES = ("augmentation", "copies", "denoising", "maps", "samples", "schedules", "tuning", "worth")
+TABLES = ("augmentation", "copies", "denoising", "maps", "published", "samples", "schedules")
+TABLES += ("tuning", "worth")
 TITLES = {name: method.title for name, method in METHODS.items() if method.compared}
 """What readers are told for what the tables call a method."""
 MEASURES = ("mse", "r2", "nearest")
 """What is measured of every sample: error and r² to the reference's, distance to the source."""
+PUBLISHED = ("mse", "r2", "mse_other", "r2_other", "nearest")
+"""What is measured of samples beside a published network's: error and r² to the image from the same
+noise and to another of its class, distance to the source."""
 SETTINGS = "settings"
 """What stands beside the measures, and is no method: what decided the samples, as JSON."""
 TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command", "trained_on")
 TEXT += ("device", "precision", "version", "torch", "code", "date", "network_hash", "data_hash")
-TEXT += ("schedule_hash", "maps_hash", "arguments", "learn", "tuning", "strategy")
 TEXT += ("kind", "fault", "outcome")
+TEXT += ("schedule_hash", "maps_hash", "arguments", "learn", "tuning", "strategy", "by")
 
 
 def stored(root: str | os.PathLike | None = None) -> list[tuple[str, str]]:
@@ -66,6 +72,7 @@ def read(
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
             "trials", "tuning" or "augmentation"; or "faults" of "faults".
+            "trials", "tuning", "augmentation" or "published".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:
@@ -114,12 +121,28 @@ def per_sample(
     The measures are :data:`MEASURES`. The i-th samples of all methods start from the same noise, so
     differences can be taken sample by sample. Arguments and errors as in :func:`read`.
     """
-    path = _path(data, "each.npz", root)
+    return _measured(_path(data, "each.npz", root), MEASURES)
+
+
+def published(
+    data: str, root: str | os.PathLike | None = None
+) -> dict[tuple[str, str, str], dict[str, Float[Tensor, " n"]]]:
+    """The same beside published networks, {(network, by, :func:`contestant`): {measure: values}}.
+
+    The methods' source is an image's "class", or "all" of the data. The measures are
+    :data:`PUBLISHED`, NaN where a class has no other image. Arguments and errors as in
+    :func:`read`.
+    """
+    found = _measured(_path(data, "published.npz", root), PUBLISHED)
+    return {tuple(name.split("/")): values for name, values in found.items()}
+
+
+def _measured(path: Path, measures: tuple[str, ...]) -> dict[str, dict[str, Float[Tensor, " n"]]]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            names = (name for name in file.files if name != SETTINGS)
+            names = (name for name in file.files if not name.endswith(SETTINGS))
             columns = {name: torch.from_numpy(file[name]).unbind(1) for name in names}
-        return {name: dict(zip(MEASURES, values, strict=True)) for name, values in columns.items()}
+        return {name: dict(zip(measures, values, strict=True)) for name, values in columns.items()}
     except (*BROKEN, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{path}: not a file of samples' measures ({error})") from error
 

@@ -391,6 +391,7 @@ class TestShipped:
         assert all(size < 1 for name, size in sizes.items() if name.startswith("digits"))
         assert all(1 <= size <= 3 for name, size in sizes.items() if name.startswith("photos/"))
         assert all(4 <= size <= 6 for name, size in sizes.items() if name.startswith("photos32"))
+        assert all(size <= 2 for name, size in sizes.items() if name.startswith("fashion"))
 
 
 def served(tmp_path, name="network.safetensors"):

@@ -62,6 +62,32 @@ def test_the_noise_behind_edms_published_grids():
     assert torch.equal(alone, noise[: len(alone)])
 
 
+def test_the_classes_of_edms_published_grid():
+    """Those of the 32 pictures of CIFAR-10 in EDM's repository, drawn at once after their noise."""
+    shape = (96, 32, 32)
+    labels = diffusion.edm_labels([0], shape, 10, each=32, threads=PUBLISHED_THREADS)
+    assert "".join(map(str, labels.tolist())) == "40340011593495211035078436638835"
+
+
+def test_classes_are_drawn_seed_by_seed():
+    shape = (3, 8, 9)
+    labels = diffusion.edm_labels(range(5, 9), shape, 10)
+    assert labels.shape == (4,)
+    assert labels.dtype == torch.int64
+    for seed, label in zip(range(5, 9), labels, strict=True):
+        assert diffusion.edm_labels([seed], shape, 10, each=3)[0] == label
+    assert (diffusion.edm_labels(range(4), shape, 1) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [({"classes": 0}, "classes: got 0"), ({"classes": 3, "each": 0}, "each: got 0")],
+)
+def test_classes_that_cannot_be_drawn(given, says):
+    with pytest.raises(ValueError, match=says):
+        diffusion.edm_labels([0], (3, 8, 8), **given)
+
+
 def test_an_image_is_the_same_whatever_is_drawn_beside_it():
     shape = (3, 8, 9)
     noise = diffusion.edm_noise(range(5, 9), shape)

@@ -20,6 +20,9 @@ from tests.test_networks import tiny
 SHAPE = (2, 4, 4)
 D, K = 32, 16
 
+WITH_MAPS = ["digits/ddpmpp", "photos/ddpmpp", "fashion/ddpmpp"]
+"""The shipped networks to which a method is tuned here."""
+
 
 def images(n=3, shape=SHAPE, seed=0):
     return 2 * torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed)) - 1
@@ -249,14 +252,14 @@ class TestFiles:
             sensitivity.write(path, {1.0: linear()[1]}, images=n)
             assert sensitivity.averaged_over(path) == n
 
-    @pytest.mark.parametrize("name", [n for n in networks.SHIPPED if n.endswith("ddpmpp")])
+    @pytest.mark.parametrize("name", WITH_MAPS)
     def test_shipped_maps_are_those_of_the_sampler_s_levels(self, name):
         maps, (_, h, w) = sensitivity.load(name), networks.load(name).shape
         assert list(maps) == pytest.approx(edm_sigmas(18).tolist())
         for value in maps.values():
             assert value.shape == (h * w, h, w)
             torch.testing.assert_close(value.sum((1, 2)), torch.ones(h * w))
-        wanted = {"digits": 64, "photos": 8, "photos32": 2}
+        wanted = {"digits": 64, "photos": 8, "fashion": 8}
         assert sensitivity.averaged_over(name) == wanted[name.partition("/")[0]]
 
     def test_one_name_reads_shipped_maps_and_files(self, tmp_path):
@@ -285,7 +288,7 @@ class TestFiles:
         with pytest.raises(ValueError, match="network: got 'nothing', wanted one of digits/"):
             sensitivity.load("nothing")
 
-    @pytest.mark.parametrize("name", [n for n in networks.SHIPPED if not n.endswith("ddpmpp")])
+    @pytest.mark.parametrize("name", [n for n in networks.SHIPPED if n not in WITH_MAPS])
     def test_of_a_network_that_nothing_predicts_the_error_says_how_to_compute_them(self, name):
         says = f"maps of {name} are not shipped, .* -m fpmc.sensitivity --network {name} --out"
         with pytest.raises(ValueError, match=says):

@@ -17,6 +17,8 @@ status 75) goes on with the same command.
 - denoising: every method's error to the network over σ, for z from the forward process (noisy
   held-out images) and from the reverse process (the network's own sampling trajectories).
 - samples: every method's samples against another network's from the same noise.
+- published: every method's samples against images that somebody generated with EDM, from the noise
+  that their seeds stand for, with the images' classes as sources. It runs where it is named.
 - tuning: how much nearer the methods come to the network with tuned queries and responses. Long:
   it runs where it is named.
 - augmentation: how much nearer PSPC comes with a larger source, by strategy, size and noise level.
@@ -36,7 +38,7 @@ __all__ = ["main"]
 
 ON_SHIPPED_NETWORKS = ("schedules", "denoising", "samples")
 """What is needed where the networks are shipped."""
-BY_NAME = ("tuning", "augmentation")
+BY_NAME = ("published", "tuning", "augmentation")
 """What runs only where it is named."""
 ON_OTHERS = tuple(name for name in STAGES if name not in BY_NAME)
 """What runs elsewhere if no stage is named."""

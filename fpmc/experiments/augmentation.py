@@ -116,7 +116,7 @@ class HeldOut:
         """Each image's squared error to the network, per dimension."""
         job, method = self.job, METHODS[unit.method]
         maps = [job.sensitivity] if method.needs == "sensitivity" else []
-        masks = method.maker(job.seen_by(unit.method), *maps, schedule_of(job))
+        masks = method.maker(job.seen_by(unit.method), *maps, schedule_of(job, unit.method))
         collection = FPMC(*masks.operators(job.levels[unit.mask]), source, budget=job.bytes)
         if method.precision:
             collection = collection.with_precision(job.precision)
@@ -234,7 +234,8 @@ def _units(job: Job, method: str, sizes: Sequence[float]) -> Iterator[Unit]:
 
 
 def _head(job: Job, unit: Unit, strategy: str) -> dict[str, str]:
-    told = (job.label, job.called(job.reference_file), unit.method, schedule_of(job), strategy)
+    schedule = schedule_of(job, unit.method)
+    told = (job.label, job.called(job.reference_file), unit.method, schedule, strategy)
     told += (f"{unit.size:g}", "forward")
     told += tuple(f"{job.levels[i]:.6g}" for i in (unit.level, unit.mask))
     return dict(zip(KEY, (*told, str(len(job.seen_by(unit.method)))), strict=True))

@@ -14,6 +14,7 @@ __all__ = ["job_of", "parse"]
 
 GROUPS = {
     "what": "what is compared with what",
+    "published": "networks that others trained",
     "much": "how much of it",
     "training": "training",
     "tuning": "tuning",

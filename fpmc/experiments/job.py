@@ -49,10 +49,11 @@ class Job(Options):
         """The part of the source that a method sees, chosen by the seed."""
         n = len(self.source)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
-        return {
-            name: fpmc.Source(self.source.images[order[: min(size, n)].to(self.device)])
-            for name, size in self.sources.items()
+        made = {
+            size: fpmc.Source(self.source.images[order[: min(size, n)].to(self.device)])
+            for size in set(self.sources.values())
         }
+        return {name: made[size] for name, size in self.sources.items()}
 
     def seen_by(self, method: str) -> fpmc.Source:
         """The part of the source that a method sees."""
@@ -60,12 +61,12 @@ class Job(Options):
 
     def gaussian(self, seen: fpmc.Source) -> Any:
         """The Wiener filter of a part of the source."""
-        if len(seen) not in self._gaussians:
-            self._gaussians[len(seen)] = methods.wiener(seen)
-        return self._gaussians[len(seen)]
+        if seen not in self._gaussians:
+            self._gaussians[seen] = methods.wiener(seen)
+        return self._gaussians[seen]
 
     @cached_property
-    def _gaussians(self) -> dict[int, Any]:
+    def _gaussians(self) -> dict[fpmc.Source, Any]:
         return {}
 
     @property

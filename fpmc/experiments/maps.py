@@ -1,10 +1,15 @@
 """The network's sensitivity maps at the sampler's noise levels, stored compactly.
 
 Of every map the largest values are kept until they hold a share, and of the rest the sum: no set of
-pixels for a threshold up to that share changes. The share is the published threshold and
+pixels for a threshold up to that share changes. The share is the schedule's threshold and
 :data:`MORE`. Where the threshold is 1, so that PSPC-Flex looks at no map, it is
-:data:`COARSE_SHARE`, and values have :data:`COARSE` binary digits.
+:data:`COARSE_SHARE`, and values have :data:`COARSE` binary digits. Where a schedule is yet
+to be searched for it is what the largest threshold below 1 takes, and values have :data:`FINE`
+digits; once it is found and stored in the package, maps made again are cut by it
+(with as many digits, which may exchange a pixel for one that is as good but for rounding).
 """
+
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -12,13 +17,15 @@ from fpmc import sensitivity
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job
 from fpmc.experiments.tables import Table
-from fpmc.methods.schedules import published_for, threshold_schedule
+from fpmc.methods.registry import METHODS
+from fpmc.methods.schedules import FOUND, published_for, stored, threshold_schedule
 
 __all__ = ["run"]
 
 MORE = 0.05
 COARSE_SHARE = 0.5
 COARSE = 4
+FINE = 5
 SHARES = (0.5, 0.75, 0.95)
 """Shares of a map for which the table has the side of the square that holds them."""
 
@@ -54,19 +61,9 @@ def _fill(job: Job, clock: Clock, table: Table, x: Tensor, settings: dict[str, o
     for sigma in job.levels:
         with clock.unit("maps"):
             maps[sigma] = sensitivity.maps(job.reference, sigma, x, progress=True, **options).cpu()
-    tau = threshold_schedule(published_for(job.data), "pspc_flex", "thresholds")
+    share, digits = _kept(job)
     job.maps_file.parent.mkdir(parents=True, exist_ok=True)
-
-    def share(sigma: float) -> float:
-        return COARSE_SHARE if tau(sigma) == 1 else tau(sigma) + MORE
-
-    sensitivity.write(
-        job.maps_file,
-        maps,
-        keep=share,
-        digits=lambda sigma: COARSE if tau(sigma) == 1 else None,
-        images=len(x),
-    )
+    sensitivity.write(job.maps_file, maps, keep=share, digits=digits, images=len(x))
     for sigma, value in sensitivity.read(job.maps_file).items():
         sides = {
             f"side_{share:g}": f"{sensitivity.square_sides(maps[sigma], share).double().mean():.4g}"
@@ -75,3 +72,16 @@ def _fill(job: Job, clock: Clock, table: Table, x: Tensor, settings: dict[str, o
         moved = (value - maps[sigma]).clamp(min=0).sum((1, 2)).max().item()
         row = {**sides, "kept": f"{share(sigma):.3g}", "moved": f"{moved:.3g}"}
         table.add({**heads[sigma], **settings, **row, **job.provenance()})
+
+
+def _kept(job: Job) -> tuple[Callable[[float], float], Callable[[float], int | None]]:
+    """The share of a map that is kept at a noise level, and the values' binary digits."""
+    name = published_for(job.data) if job.papers else job.data
+    if not job.papers and not (name in FOUND and stored(name)):
+        largest = max(tau for tau in METHODS["pspc_flex"].tried if tau < 1)
+        return lambda sigma: largest + MORE, lambda sigma: FINE
+    tau = threshold_schedule(name, "pspc_flex", "thresholds")
+    return (
+        lambda sigma: COARSE_SHARE if tau(sigma) == 1 else tau(sigma) + MORE,
+        lambda sigma: COARSE if tau(sigma) == 1 else None if job.papers else FINE,
+    )

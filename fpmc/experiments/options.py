@@ -30,6 +30,7 @@ STORED = {
     "digits": {"samples": 64},
     "photos": {"points": 12, "samples": 10, "sources": {"els": 500}},
     "photos32": {"map_images": 2},
+    "fashion": {"points": 16, "search_points": 8, "samples": 16, "map_images": 8},
 }
 """What of it the stored tables have otherwise, so that nothing is left to compute of them."""
 TAKEN = (*NAMES, "engine")
@@ -102,12 +103,29 @@ class Options:
         (), "run this one alone (again for others)", group="what", choices=COMPARED
     )
 
+    published: Path | None = option(
+        None, "images that somebody generated with EDM, with their seeds: a folder or .npz",
+        group="published", type=Path,
+    )  # fmt: skip
+    by: tuple[str, ...] = option(
+        (), "the methods' source: an image's class, or all of the data (again for the other; "
+        "default: class where images have one)", group="published", choices=("class", "all"),
+    )  # fmt: skip
+    picture: Path | None = option(
+        None, "draw the first of them and of the methods' samples, as PNG", group="published",
+        type=Path,
+    )  # fmt: skip
+
     points: int | None = option(
         None, "noisy images per noise level (default: the stored tables', or 64)", group="much",
         type=int, least=1,
     )  # fmt: skip
     search_points: int | None = option(
-        None, "the same for the stage schedules (default: as many)", group="much", type=int, least=1
+        None,
+        "the same for the stage schedules (default: the stored tables', or as many)",
+        group="much",
+        type=int,
+        least=1,
     )
     samples: int | None = option(
         None, "samples per method (default: the stored tables', or 32)", group="much", type=int,

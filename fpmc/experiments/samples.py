@@ -17,7 +17,7 @@ from fpmc.experiments.tables import Table, arrays, numbers
 from fpmc.results import MEASURES, SETTINGS
 from fpmc.source import to_uint8
 
-__all__ = ["run"]
+__all__ = ["COPY", "apart", "run", "settle"]
 
 KEY = ("data", "reference", "method", "schedule")
 KEPT = 12
@@ -41,7 +41,8 @@ def run(job: Job, clock: Clock) -> None:
             if not table.has(head, _settings(job, who)) or who.name not in drawn
         ]
         if missing:
-            _settle(job, {"reference": reference, "network": network.method})
+            decided = {"reference": reference, "network": network.method, "seed": job.seed}
+            settle(job, "each.npz", SETTINGS, {**decided, "steps": len(job.levels)})
             _fill(job, clock, table, missing)
 
 
@@ -67,21 +68,26 @@ def _fill(
         table.add({**head, **_settings(job, who), **_summary(each), **job.provenance(who.method)})
 
 
-def _settle(job: Job, named: dict[str, str]) -> None:
+def settle(job: Job, file: str, entry: str, decided: dict[str, object]) -> None:
     """Write down what decides the samples, or see that what is there was decided by the same.
+
+    Args:
+        job: Whose folder it is.
+        file: The file of the samples' measures.
+        entry: Where in it this stands.
+        decided: What decides them.
 
     Raises:
         ValueError: If it was not.
     """
-    wanted = json.dumps({**named, "seed": job.seed, "steps": len(job.levels)})
-    for held in (arrays(job.out / "each.npz"), job.held("each.npz")):
-        if held and str(held.get(SETTINGS)) != wanted:
+    wanted = json.dumps(decided)
+    for held in (arrays(job.out / file), job.held(file)):
+        if held and entry in held and str(held[entry]) != wanted:
             raise ValueError(
-                f"{job.out / 'each.npz'}: holds samples by "
-                f"{held.get(SETTINGS, 'unknown settings')}, wanted {wanted}: "
-                "name another folder as --out"
+                f"{job.out / file}: holds samples by {held[entry]}, wanted {wanted}: name another "
+                "folder as --out"
             )
-    job.keep("each.npz", {SETTINGS: np.array(wanted)})
+    job.keep(file, {entry: np.array(wanted)})
 
 
 def _each(
@@ -104,8 +110,8 @@ def _each(
         with clock.unit(name):
             drawn = diffusion.sample(denoiser, start[part], job.levels)
             distance = metrics.nearest(drawn.clamp(-1, 1), job.source, budget=job.bytes)[0][:, 0]
-            each[part, 0] = _apart(metrics.mse, drawn, target[part])
-            each[part, 1] = _apart(metrics.r2, drawn, target[part])
+            each[part, 0] = apart(metrics.mse, drawn, target[part])
+            each[part, 1] = apart(metrics.r2, drawn, target[part])
             each[part, 2] = distance.cpu().numpy()
             if begin == 0:
                 copies = distance < COPY if job.papers else None
@@ -114,7 +120,7 @@ def _each(
     return torch.from_numpy(each)
 
 
-def _apart(
+def apart(
     measure: Callable[[Tensor, Tensor], metrics.Estimate], drawn: Tensor, target: Tensor
 ) -> list[float]:
     """A measure of every sample on its own."""

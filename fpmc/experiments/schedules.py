@@ -1,5 +1,7 @@
 """Every searched method's error to the network over its knob and σ, forward z."""
 
+import contextlib
+import csv
 import shutil
 import time
 from collections.abc import Callable
@@ -105,12 +107,13 @@ def _search(
 
 
 def _keep(job: Job) -> None:
-    """A table like the published ones beside the others, once all are found."""
-    try:
-        columns = found(job, contest.searched(job))
-    except ValueError:
+    """A table like the published ones beside the others, of the methods whose search is over."""
+    columns, rows = {}, []
+    for name in contest.searched(job):
+        with contextlib.suppress(ValueError):
+            columns |= found(job, [name])
+    if not columns:
         return
-    rows = []
     for step, level in enumerate(job.levels):
         sigma = float(f"{level:.6g}")
         if all(sigma in column for column in columns.values()):
@@ -126,7 +129,8 @@ def store(job: Job) -> Path:
         The file in the package.
 
     Raises:
-        ValueError: If the data's schedules are not the package's, or the search is not complete.
+        ValueError: If the data's schedules are not the package's, or the search is not complete:
+            for no method, or not for one that the package has a schedule for.
     """
     if job.data not in FOUND:
         raise ValueError(f"data: got {job.data!r}, wanted one of {', '.join(FOUND)}")
@@ -134,6 +138,13 @@ def store(job: Job) -> Path:
     if not path.exists():
         raise ValueError(f"{path}: no such file; run the stage schedules to its end")
     inside = Path(methods.__file__).parent / "tables" / f"{job.data}.csv"
+    if inside.exists() and (lost := set(_columns(inside)) - set(_columns(path))):
+        raise ValueError(f"{path}: lacks {', '.join(sorted(lost))}, which {inside} has")
     with whole(inside) as beside:
         shutil.copyfile(path, beside)
     return inside
+
+
+def _columns(path: Path) -> list[str]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])

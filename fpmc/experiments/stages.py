@@ -7,6 +7,7 @@ from fpmc.experiments import (
     denoising,
     engine,
     maps,
+    published,
     samples,
     schedules,
     train,
@@ -18,10 +19,8 @@ from fpmc.experiments.job import Job
 
 __all__ = ["STAGES", "run"]
 
-STAGES = {
-    stage.__name__.rpartition(".")[2]: stage
-    for stage in (train, worth, maps, schedules, denoising, samples, tuning, augmentation, engine)
-}
+MODULES = (train, worth, maps, schedules, denoising, samples, published, tuning, augmentation)
+STAGES = {stage.__name__.rpartition(".")[2]: stage for stage in (*MODULES, engine)}
 """{name: module with a function run(job, clock)}, in order."""
 
 

@@ -26,7 +26,7 @@ from fpmc.finetuning import FineTuned, finetune
 from fpmc.finetuning.images import fingerprints, fresh
 from fpmc.finetuning.module import LEARN
 from fpmc.methods.registry import METHODS
-from fpmc.methods.schedules import FOUND
+from fpmc.methods.schedules import FOUND, columns
 from fpmc.metrics import Estimate
 from fpmc.source import to_float
 
@@ -65,9 +65,10 @@ def run(job: Job, clock: Clock) -> None:
                     table.add({**heads[z], **settings, **row, **told})
 
 
-def schedule_of(job: Job) -> str:
-    """The schedule that tuning starts from: the data's own, or CIFAR-10's."""
-    return job.data if job.data in FOUND else "cifar10"
+def schedule_of(job: Job, method: str) -> str:
+    """The schedule that tuning a method starts from: the data's own, or CIFAR-10's."""
+    own = job.data in FOUND and method in columns(job.data)
+    return job.data if own else "cifar10"
 
 
 def held_out(job: Job) -> UInt8[Tensor, "m c h w"]:
@@ -118,7 +119,8 @@ def _units(job: Job) -> Iterator[Unit]:
 
 
 def _head(job: Job, unit: Unit, z: str) -> dict[str, str]:
-    told = (job.label, job.called(job.reference_file), unit.method, schedule_of(job), unit.learn, z)
+    schedule = schedule_of(job, unit.method)
+    told = (job.label, job.called(job.reference_file), unit.method, schedule, unit.learn, z)
     sigma, seen = f"{job.levels[unit.level]:.6g}", str(len(job.seen_by(unit.method)))
     return dict(zip(KEY, (*told, sigma, seen), strict=True))
 
@@ -139,7 +141,7 @@ def _base(job: Job, method: str) -> FPMC:
     needs = {"sensitivity": lambda: [job.sensitivity]}.get(METHODS[method].needs, list)()
     if METHODS[method].needs == "gaussian":
         options["gaussian"] = job.gaussian(seen)
-    return METHODS[method].maker(seen, *needs, schedule_of(job), **options)
+    return METHODS[method].maker(seen, *needs, schedule_of(job, method), **options)
 
 
 def _tune(job: Job, unit: Unit, base: FPMC, held: HeldOut) -> FineTuned:

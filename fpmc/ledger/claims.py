@@ -24,6 +24,10 @@ STAGES = {"each": "samples", "copies": "worth", "engine/paths": "engine"}
 """The stage that fills a table, where it is not called as the table is."""
 
 
+LABELS = {"cifar10-jpeg": "cifar10", "afhq-cats": "afhqv2-64"}
+"""The datasets in whose place others stand, by their names in the tables."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A claim, where it stands, and what became of it.
@@ -126,8 +130,8 @@ def _command(data: str, table: str, options: str) -> str:
         other = f"{data}/ncsnpp=runs/ncsnpp.npz"
         return f".venv/bin/python -m fpmc.experiments.looks {data}/ddpmpp {other}"
     stage = f"--stage {STAGES.get(table, table)} {options}".rstrip()
-    if data == "cifar10-jpeg":
-        return f'make results DATA=cifar10 DEVICE=cuda ARGS="--label {data} {stage}"'
+    if data in LABELS:
+        return f'make results DATA={LABELS[data]} DEVICE=cuda ARGS="--label {data} {stage}"'
     return f'make results DATA={data} ARGS="{stage}"'
 
 

@@ -11,7 +11,7 @@ from fpmc.ledger.rules import Point, counted, points, shown
 
 __all__ = ["anchor", "commands", "counts", "rows", "told"]
 
-CALLED = {"cifar10-jpeg": "CIFAR-10 (JPEG)"}
+CALLED = {"cifar10-jpeg": "CIFAR-10 (JPEG)", "afhq-cats": "AFHQ cats"}
 
 
 def rows(

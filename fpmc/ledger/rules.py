@@ -25,7 +25,7 @@ ERRORS = 2.0
 SAME = 1e-4
 """The share up to which two numbers are the same, whatever their errors: rounding makes as much."""
 KEYS = ("z", "sigma", "network", "method", "schedule", "n_source", "learn", "trial")
-KEYS += ("strategy", "size", "mask_level")
+KEYS += ("strategy", "size", "mask_level", "reference", "by")
 """What tells the rows of a table apart. Rows are compared that agree in all of them but those that
 a test sets."""
 Row = Mapping[str, Any]
@@ -49,12 +49,19 @@ class Point:
 def rows(data: str, table: str, root: str | os.PathLike | None = None) -> list[Row]:
     """A stored table; "each" are the samples' measures as tensors, "engine/…" benchmarks.
 
+    Of "published" they are tensors, too, those of the samples beside published networks.
+
     Rows of "tuning" also have ``left``, the share of the error that tuning leaves.
     """
     if table == "each":
         named = results.per_sample(data, root)
         split = ((*name.partition(", ")[::2], values) for name, values in named.items())
         return [{"method": m, "schedule": s, **values} for m, s, values in split]
+    if table == "published":
+        found = results.published(data, root).items()
+        named = ((dict(zip(("reference", "by"), at, strict=False)), at[2], v) for at, v in found)
+        split = ((at, *name.partition(", ")[::2], values) for at, name, values in named)
+        return [{**at, "method": m, "schedule": s, **values} for at, m, s, values in split]
     if table.startswith("engine/"):
         return results.measurements(table.removeprefix("engine/"), root, data)
     found = results.read(data, table, root)

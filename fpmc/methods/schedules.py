@@ -28,13 +28,14 @@ __all__ = [
     "patch_schedule",
     "published",
     "published_for",
+    "stored",
     "threshold_schedule",
 ]
 
 PUBLISHED = {"cifar10": 32, "ffhq64": 64, "afhqv2-64": 64}
 """The published schedules' names, and the side of the images they were found for."""
 
-FOUND = {"digits": 8, "photos": 16}
+FOUND = {"digits": 8, "photos": 16, "fashion": 28}
 """The found schedules' names, and the side of their images."""
 
 SIDES = PUBLISHED | FOUND
@@ -61,8 +62,8 @@ def found(name: str, column: str) -> Mapping[float, float]:
     """A column of the schedules found for the embedded data, as {sigma: value}.
 
     Args:
-        name: "digits" or "photos": for their DDPM++.
-        column: "pspc_square", "pspc_flex", "ls", "els" or "lukoianov".
+        name: "digits", "photos" or "fashion": for their DDPM++.
+        column: "pspc_square", "pspc_flex", "ls", "els" or "lukoianov"; of fashion the first two.
 
     Raises:
         ValueError: If there is no such table or column.
@@ -72,10 +73,18 @@ def found(name: str, column: str) -> Mapping[float, float]:
     return _table(name, column)
 
 
+def stored(name: str) -> bool:
+    """Whether the package has the table of a schedule: a found one enters it once it is found."""
+    return _file(name).is_file()
+
+
 @cache
 def _rows(name: str) -> list[dict[str, str]]:
-    table = resources.files("fpmc.methods") / "tables" / f"{name}.csv"
-    return list(csv.DictReader(table.read_text().splitlines()))
+    return list(csv.DictReader(_file(name).read_text().splitlines()))
+
+
+def _file(name: str) -> Any:
+    return resources.files("fpmc.methods") / "tables" / f"{name}.csv"
 
 
 def columns(name: str) -> list[str]:

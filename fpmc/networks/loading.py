@@ -23,11 +23,13 @@ SHIPPED = (
     "photos/ncsnpp",
     "photos32/ddpmpp",
     "photos32/ncsnpp",
+    "fashion/ddpmpp",
+    "fashion/ncsnpp",
 )
 """The networks that come with the package: dataset/architecture, and -seed if it is not 0."""
 
 FOLDER = Path(str(resources.files("fpmc.networks"))) / "shipped"
-"""Where they are; beside every DDPM++ its sensitivity maps."""
+"""Where they are; beside a DDPM++ that methods are tuned to, its sensitivity maps."""
 
 LABELS = {"ddpmpp": "DDPM++", "ncsnpp": "NCSN++", "dit": "DiT"}
 

@@ -74,6 +74,8 @@ HIGH = {
 }
 """Small batches of posterior means by Muon, and a loss with most weight on high noise: on a CPU."""
 
+CLOTHES = {"channels": 32, "multipliers": [1, 2, 2], "blocks": 1, "attention": [7], "dropout": 0.0}
+
 OTHER = {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000}
 """The options of a U-Net and of a DiT, and the budget, for a dataset that is not named below."""
 
@@ -82,6 +84,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     | {"unet": TINY, "dit": TOKENS | {"dropout": 0.2}, "images": 1_200_000, "flips": False},
     "photos": OTHER | {"unet": SMALL, "images": 600_000},
     "photos32": OTHER | MEANS | {"images": 550_000},
+    "fashion": OTHER
+    | HIGH
+    | {"unet": CLOTHES, "levels": LEVELS, "draws": (-0.4, 1.5), "images": 200_000, "flips": False},
     "cifar10": OTHER | MEANS,
 }
 """Per dataset the same, and what else differs from :class:`Recipe`'s own values. (Posterior means
