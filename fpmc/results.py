@@ -71,8 +71,7 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials", "tuning" or "augmentation"; or "faults" of "faults".
-            "trials", "tuning", "augmentation" or "published".
+            "trials", "tuning", "augmentation" or "published"; or "faults" of "faults".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:
