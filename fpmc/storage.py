@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import lzma
 import os
 import tempfile
@@ -10,7 +11,18 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["BROKEN", "home", "missing", "try_writing", "whole", "write_rows"]
+import numpy as np
+
+__all__ = [
+    "BROKEN",
+    "home",
+    "missing",
+    "named",
+    "try_writing",
+    "whole",
+    "write_array",
+    "write_rows",
+]
 
 BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError)
 """What reading a file, or a ZIP whose bytes are wrong, raises."""
@@ -63,14 +75,30 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        yield beside
-        os.replace(beside, path)
-    except OSError as error:
-        if error.filename is None and error.errno is not None:  # a full disk names no file
-            error.filename = str(path)
-        raise
+        with named(path):
+            yield beside
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def named(path: str | os.PathLike) -> Iterator[None]:
+    """Errors of the system in this block name this file, as that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
+    """Write a .npy file, whole or not at all."""
+    content = io.BytesIO()  # into a file, np.save does not say that its disk is full
+    np.save(content, array)
+    with whole(path) as beside:
+        beside.write_bytes(content.getvalue())
 
 
 def write_rows(path: str | os.PathLike, rows: Iterable[Mapping], *, missing: str = "") -> None:

@@ -49,24 +49,24 @@ class Kind(NamedTuple):
 
 KINDS = {
     "training": Kind(
-        "-m fpmc.networks.train --data digits --arch ddpmpp --images 8000 --batch 64 "
+        "-m fpmc.networks.train --data digits --arch ddpmpp --images 4000 --batch 64 "
         "--precision float32 --save-minutes 0.02 --out {}",
         ("network.safetensors", "loss.csv"),
         1.2,
     ),
     "fine-tuning": Kind(
-        "-m fpmc.finetuning --data digits --method pspc_flex --level 10 --learn qr --steps 60 "
+        "-m fpmc.finetuning --data digits --method pspc_flex --level 10 --learn qr --steps 40 "
         "--batch 64 --save-minutes 0.02 --out {}",
         ("sigma-1.08817.safetensors", "sigma-1.08817.csv"),
         1.2,
     ),
     "augmentation": Kind(
         f"{EXPERIMENT} --stage augmentation --method pspc_flex --strategy rotations --level 8 "
-        "--level 12 --size 0.5 --size 1 --size 2 --size 5",
+        "--level 12 --size 0.5 --size 1 --size 2",
         ("tables/augmentation.csv",),
     ),
     "sampling": Kind(
-        f"{EXPERIMENT} --stage samples --samples 32 --part 4 --method optimal --method wiener",
+        f"{EXPERIMENT} --stage samples --samples 24 --part 4 --method optimal --method wiener",
         ("tables/samples.csv", "tables/each.npz", "tables/samples.npz"),
     ),
 }
@@ -135,7 +135,7 @@ def killed(name: str, kills: int, dice: random.Random, work: Path) -> dict[str, 
         while not ended and done < kills:
             process, began = start(kind, folder, log), time.time()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                ended = process.wait(timeout=dice.uniform(0.1, 1.0) * seconds) == 0
+                ended = process.wait(timeout=dice.uniform(0.3, 1.0) * seconds) == 0
                 if not ended:
                     raise RuntimeError(f"{name}: {log.read_text()[-1500:]}")
             if not ended:
@@ -215,7 +215,8 @@ def full(name: str, dice: random.Random, times: int, work: Path) -> dict[str, ob
     size = sum(path.stat().st_size for path in undisturbed.rglob("*") if path.is_file()) / 2**20
     failed = 0
     for i in range(times):
-        with small_disk(work / f"{name}-full-{i}", dice.uniform(0.1, 1.4) * size) as disk:
+        share = 0.1 + 1.2 * (i + dice.random()) / times
+        with small_disk(work / f"{name}-full-{i}", share * size) as disk:
             log.unlink(missing_ok=True)
             folder = disk / "run"
             if start(kind, folder, log).wait():

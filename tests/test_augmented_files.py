@@ -1,11 +1,13 @@
 """Augmented sets on disk: the same bytes however often they are stopped, and never half a set."""
 
+import errno
 import os
 import subprocess
 import sys
 import textwrap
 import threading
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,3 +243,24 @@ def test_a_source_larger_than_its_budget_stays_on_disk(tmp_path, structure):
         watcher.join()
     assert len(source) * 1024 > 2**25
     assert max(seen) - seen[0] < 2**23
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_full_disk_names_the_file_and_the_same_call_goes_on(tmp_path, monkeypatch, left):
+    """The disk holds this many of the small files that a set begins with."""
+    written, write_bytes = [], Path.write_bytes
+
+    def full(self, content):
+        written.append(self)
+        if len(written) > left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_bytes(self, content)
+
+    x, folder = pixels(20, SHAPE), tmp_path / "set"
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*set\.part"):
+            augment.write(folder, "rotations", x, 30, progress=False)
+    augment.write(folder, "rotations", x, 30, progress=False)
+    augment.write(tmp_path / "other", "rotations", x, 30, progress=False)
+    assert files(folder) == files(tmp_path / "other")

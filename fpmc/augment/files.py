@@ -24,7 +24,7 @@ from fpmc.checks import as_whole_number
 from fpmc.data.fingerprint import fingerprint
 from fpmc.source import as_uint8, mapped
 from fpmc.source.pixels import from_numpy
-from fpmc.storage import whole
+from fpmc.storage import named, whole, write_array
 
 __all__ = ["SYNTHETIC", "read", "write"]
 
@@ -83,7 +83,7 @@ def write(
             _same(unfinished, card)
         else:
             for name, values in ((PARENTS, recipe.parents), (PARAMETERS, recipe.parameters)):
-                np.save(unfinished / name, values.numpy())
+                write_array(unfinished / name, values.numpy())
             with whole(unfinished / CARD) as beside:
                 beside.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         _write_images(unfinished / IMAGES, recipe, progress)
@@ -174,9 +174,8 @@ def _locked(folder: Path) -> Iterator[None]:
 def _write_images(path: Path, recipe: Recipe, progress: bool) -> None:
     """Append what is missing of the images, whole pieces of the recipe."""
     shape = (len(recipe.parents), *recipe.shape)
-    with path.open("ab") as file:
-        pass
-    with path.open("r+b") as file:
+    path.open("ab").close()
+    with named(path), path.open("r+b") as file:
         np.lib.format.write_array_header_1_0(
             file, {"descr": "|u1", "fortran_order": False, "shape": shape}
         )
@@ -185,11 +184,7 @@ def _write_images(path: Path, recipe: Recipe, progress: bool) -> None:
         start = shape[0] if there == shape[0] else max(0, there) // recipe.piece * recipe.piece
         file.truncate(head + start * image)
         file.seek(0, os.SEEK_END)
-        try:
-            for images in recipe.pieces(start, progress=progress):
-                file.write(images.cpu().contiguous().numpy())
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError as error:
-            error.filename = error.filename or str(path)  # a full disk names no file
-            raise
+        for images in recipe.pieces(start, progress=progress):
+            file.write(images.cpu().contiguous().numpy())
+        file.flush()
+        os.fsync(file.fileno())
