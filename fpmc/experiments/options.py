@@ -24,11 +24,16 @@ AUGMENTED = (*(name for name in STRATEGIES if name != "fractional translations")
 """The six strategies of figure 3, and what they are measured by."""
 COMPARED = tuple(name for name, method in METHODS.items() if method.compared)
 """The methods that are compared."""
-DEFAULTS = {"points": 64, "samples": 32, "sources": {"els": 1_500}, "map_images": 16}
+DEFAULTS = {"points": 64, "samples": 32, "sources": {"els": 1_500}, "map_images": 16, "fewer": {}}
 """How much is computed where nothing is said."""
 STORED = {
-    "digits": {"samples": 64},
-    "photos": {"points": 12, "samples": 10, "sources": {"els": 500}},
+    "digits": {"samples": 1000},
+    "photos": {
+        "points": 12,
+        "samples": 200,
+        "sources": {"els": 500},
+        "fewer": {"lukoianov": 32},
+    },
     "photos32": {"map_images": 2},
     "fashion": {"points": 16, "search_points": 8, "samples": 16, "map_images": 8},
 }
@@ -93,6 +98,9 @@ class Options:
     maps: str | None = option(
         None, "the network's sensitivity maps (default: the shipped or computed ones)", group="what"
     )
+    tuned: str | None = option(
+        None, "folder of PSPC-Flex tuned to the network (default: the shipped one)", group="what"
+    )
     papers: bool | None = option(
         None,
         "published schedules for all, LS and ELS searched around them, and Lukoianov at 0.05 and "
@@ -130,6 +138,10 @@ class Options:
     samples: int | None = option(
         None, "samples per method (default: the stored tables', or 32)", group="much", type=int,
         least=1,
+    )  # fmt: skip
+    fewer: Mapping[str, int] = option(
+        {}, "samples of a method, where fewer than of all (default: the stored tables')",
+        group="much", metavar="METHOD=N",
     )  # fmt: skip
     part: int | None = option(
         None, "samples at a time, kept when done (default: all)", group="much", type=int, least=1
@@ -216,10 +228,11 @@ class Options:
                 as_positive(value, told)
         if as_precision(self.precision) in ("tf32", "bf16") and not on_cuda:
             raise ValueError(f"precision: got {self.precision!r} on {self.device}, wanted cuda")
-        for name, n in self.sources.items():
-            if name not in COMPARED:
-                raise ValueError(f"sources: got {name!r}, wanted one of {', '.join(COMPARED)}")
-            as_whole_number(n, f"sources: {name}", 1)
+        for told, counts in (("sources", self.sources), ("fewer", self.fewer)):
+            for name, n in counts.items():
+                if name not in COMPARED:
+                    raise ValueError(f"{told}: got {name!r}, wanted one of {', '.join(COMPARED)}")
+                as_whole_number(n, f"{told}: {name}", 1)
         settled = {
             "label": self.label or Path(os.path.abspath(self.data)).stem,
             "papers": self.data not in EMBEDDED if self.papers is None else self.papers,
