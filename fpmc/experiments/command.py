@@ -19,6 +19,7 @@ GROUPS = {
     "training": "training",
     "tuning": "tuning",
     "augmentation": "augmentation",
+    "recipe": "recipe",
     "engine": "engine",
 }
 

@@ -16,18 +16,32 @@ from fpmc.experiments.provenance import ROOT
 from fpmc.finetuning.module import LEARN
 from fpmc.methods.registry import METHODS
 
-__all__ = ["AUGMENTED", "COMPARED", "FRESH", "Options"]
+__all__ = ["AUGMENTED", "COMPARED", "FRESH", "RECIPE", "Options"]
 
 FRESH = "fresh"
 """More images of the distribution that D was drawn from, where it can be drawn from."""
 AUGMENTED = (*(name for name in STRATEGIES if name != "fractional translations"), SYNTHETIC, FRESH)
 """The six strategies of figure 3, and what they are measured by."""
+RECIPE = (
+    "masks",
+    "q",
+    "r",
+    "tuned",
+    "masks + horizontal flips",
+    "masks + synthetic",
+    "tuned + horizontal flips",
+    "tuned + synthetic",
+    "tuned with horizontal flips",
+    "tuned with synthetic",
+    "Wiener",
+)
+"""The steps of the recipe: "with" is tuned with the larger source, "+" before it was larger."""
 COMPARED = tuple(name for name, method in METHODS.items() if method.compared)
 """The methods that are compared."""
 DEFAULTS = {"points": 64, "samples": 32, "sources": {"els": 1_500}, "map_images": 16, "fewer": {}}
 """How much is computed where nothing is said."""
 STORED = {
-    "digits": {"samples": 1000},
+    "digits": {"samples": 1000, "fewer": {"els": 200}},
     "photos": {
         "points": 12,
         "samples": 200,
@@ -209,6 +223,11 @@ class Options:
     mask_level: tuple[int, ...] = option(
         (), "with the masks of this level (again for others; default: the level's own)",
         group="augmentation", type=int,
+    )  # fmt: skip
+
+    step: tuple[str, ...] = option(
+        (), f"this step alone (again for others): {', '.join(RECIPE)}", group="recipe",
+        choices=RECIPE,
     )  # fmt: skip
 
     benchmark: tuple[str, ...] = option(
