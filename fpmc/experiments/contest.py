@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fpmc import diffusion, finetuning
-from fpmc.augment.files import SYNTHETIC
 from fpmc.experiments.augmentation import Sets
 from fpmc.experiments.job import Job, in_batches
 from fpmc.experiments.options import COMPARED
@@ -44,8 +43,6 @@ KNOBS = tuple(name for name in COMPARED if METHODS[name].knob)
 """The methods that have a schedule."""
 TUNED = "pspc_flex"
 """The method whose tuned queries and responses are compared in samples."""
-JOINED = ("", "horizontal flips", SYNTHETIC)
-"""What its source is joined with, as many images as it has itself."""
 
 
 class Contestant(NamedTuple):
@@ -130,7 +127,9 @@ def tuned(job: Job) -> Iterator[Contestant]:
     shipped = f"{job.reference_file}/{TUNED}"
     named = job.tuned or (shipped if shipped in finetuning.SHIPPED else None)
     for name in wanted(job, (TUNED,) if named else ()):
-        yield from (Contestant(name, "tuned", folder_of(named), joined) for joined in JOINED)
+        yield from (
+            Contestant(name, "tuned", folder_of(named), joined) for joined in ("", *job.joined)
+        )
 
 
 def source(job: Job, who: Contestant) -> Source:

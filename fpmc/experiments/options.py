@@ -38,15 +38,24 @@ RECIPE = (
 """The steps of the recipe: "with" is tuned with the larger source, "+" before it was larger."""
 COMPARED = tuple(name for name, method in METHODS.items() if method.compared)
 """The methods that are compared."""
-DEFAULTS = {"points": 64, "samples": 32, "sources": {"els": 1_500}, "map_images": 16, "fewer": {}}
+JOINED = ("horizontal flips", SYNTHETIC)
+"""What the source of tuned PSPC-Flex is joined with in the paper's table."""
+DEFAULTS = {
+    "points": 64,
+    "samples": 32,
+    "sources": {"els": 1_500},
+    "fewer": {},
+    "joined": JOINED,
+    "map_images": 16,
+}
 """How much is computed where nothing is said."""
 STORED = {
-    "digits": {"samples": 1000, "fewer": {"els": 200}},
+    "digits": {"samples": 300, "fewer": {"els": 200}},
     "photos": {
         "points": 12,
-        "samples": 200,
+        "samples": 10,
         "sources": {"els": 500},
-        "fewer": {"lukoianov": 32},
+        "joined": ("horizontal flips",),
     },
     "photos32": {"map_images": 2},
     "fashion": {"points": 16, "search_points": 8, "samples": 16, "map_images": 8},
@@ -115,6 +124,10 @@ class Options:
     tuned: str | None = option(
         None, "folder of PSPC-Flex tuned to the network (default: the shipped one)", group="what"
     )
+    joined: tuple[str, ...] = option(
+        (), "join the source of what is tuned with images of this strategy alone (again for the "
+        "other; default: the stored tables', or both)", group="what", choices=JOINED,
+    )  # fmt: skip
     papers: bool | None = option(
         None,
         "published schedules for all, LS and ELS searched around them, and Lukoianov at 0.05 and "
