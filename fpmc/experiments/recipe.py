@@ -149,7 +149,12 @@ class _Recipe:
 
     def head(self, name: str, level: int) -> dict[str, str]:
         job = self.job
-        told = (job.label, job.called(job.reference_file), contest.TUNED, tuning.schedule_of(job))
+        told = (
+            job.label,
+            job.called(job.reference_file),
+            contest.TUNED,
+            tuning.schedule_of(job, contest.TUNED),
+        )
         told += (name, "forward", f"{job.levels[level]:.6g}")
         return dict(zip(KEY, (*told, str(self.count(name))), strict=True))
 
