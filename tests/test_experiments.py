@@ -21,10 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fpmc import data, diffusion, methods, networks, results, sensitivity
+from fpmc import augment, data, diffusion, finetuning, methods, networks, results, sensitivity
+from fpmc.finetuning.files import digest, write_level
 from fpmc.limits import OUT_OF_TIME, OutOfTimeError
 from fpmc.methods.schedules import FOUND, columns, found, patch_schedule
 from fpmc.metrics import Estimate
+from fpmc.operators import Dense, Ones
+from fpmc.source import union
 from tests.test_networks import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +102,7 @@ def test_the_stages_compute_every_row_once_and_the_tables_can_be_read(job, tmp_p
     drawn = results.images("digits", tmp_path)
     assert drawn["pspc_square, found"].shape == (2, 1, 8, 8)
     rows = results.read("digits", "samples", tmp_path)
-    assert len(rows) == 1 + 10
+    assert len(rows) == 1 + 11
     singly = results.per_sample("digits", tmp_path)
     for row in rows:
         one = singly[results.contestant(row["method"], row["schedule"])]
@@ -231,7 +234,7 @@ class TestContestants:
     def names(self, job):
         contest = stage("contest")
         found = {name: {} for name in contest.searched(job)}
-        return [tuple(who[:2]) for who in contest.contestants(job, found)]
+        return [who.row for who in contest.contestants(job, found)]
 
     def test_on_the_papers_data_published_schedules_stand_for_all(self, job):
         assert self.names(replace(job, data="cifar10", label="c", papers=True)) == [
@@ -263,6 +266,80 @@ class TestContestants:
         table = rows(job.out / "samples.csv")
         network = (only.called(only.reference_file), "")
         assert [(row["method"], row["schedule"]) for row in table] == [network, *names]
+
+
+class TestTunedRows:
+    """PSPC-Flex tuned to the network, as given and with larger sources, among the samples."""
+
+    STAGES = ("schedules", "samples")
+
+    @pytest.fixture
+    def tuned(self, job, tmp_path):
+        """The job, with a tuned collection at each of its levels: masks, with other weights."""
+        masks = methods.pspc_flex(job.source, job.sensitivity, 0.5)
+        for sigma in LEVELS:
+            queries, responses = masks.operators(sigma)
+            path = tmp_path / "tuned" / f"sigma-{sigma:g}.safetensors"
+            path.parent.mkdir(exist_ok=True)
+            write_level(path, sigma, Dense(0.5 * queries.dense()), responses)
+        return replace(job, tuned=str(path.parent), method=("pspc_flex",), runs=tmp_path / "runs")
+
+    def test_they_are_the_last_rows_and_say_how_they_came_about(self, tuned):
+        run(tuned, *self.STAGES)
+        table = {row["schedule"]: row for row in rows(tuned.out / "samples.csv")}
+        names = ["tuned", "tuned + horizontal flips", "tuned + synthetic"]
+        assert list(table)[-3:] == names
+        assert [table[name]["n_source"] for name in names] == ["1500", "3000", "3000"]
+        assert {table[name]["schedule_hash"] for name in names} == {digest(tuned.tuned)}
+        assert len({table[name]["mse"] for name in ("found", *names)}) == 4
+        held = (tuned.out / "samples.csv").read_bytes()
+        run(tuned, "samples")
+        assert (tuned.out / "samples.csv").read_bytes() == held
+
+    def test_they_answer_as_the_collection_over_the_union(self, tuned):
+        contest, z = stage("contest"), diffusion.add_noise(tuned.test(2), 0.3, 0)
+        found = {who.joined: who for who in contest.tuned(tuned)}
+        flips = augment.horizontal_flips(tuned.source.images)
+        for joined, source in {
+            "": tuned.source,
+            "horizontal flips": union(tuned.source, flips),
+        }.items():
+            answer = contest.denoiser(tuned, found[joined])(z, 0.3)
+            torch.testing.assert_close(answer, finetuning.load(tuned.tuned, source)(z, 0.3))
+
+    def test_what_was_tuned_otherwise_is_another_setting(self, tuned):
+        run(tuned, *self.STAGES)
+        path = Path(tuned.tuned) / f"sigma-{LEVELS[0]:g}.safetensors"
+        ones = Ones(tuned.source.shape[1:])
+        write_level(path, LEVELS[0], ones, ones)
+        with pytest.raises(ValueError, match=r"pspc_flex, tuned with schedule_hash = \w+, wanted"):
+            run(replace(tuned), "samples")
+
+    def test_without_a_tuned_collection_there_are_none(self, job, tmp_path):
+        contest = stage("contest")
+        assert list(contest.tuned(job)) == []
+        assert list(contest.tuned(replace(job, network=None, method=("optimal",)))) == []
+        shipped = [who.row for who in contest.tuned(replace(job, network=None))]
+        assert shipped[0] == ("pspc_flex", "tuned")
+        with pytest.raises(FileNotFoundError, match="no tuned noise levels there, wanted a folder"):
+            run(replace(job, tuned=str(tmp_path / "none"), method=("pspc_flex",)), *self.STAGES)
+
+
+def test_a_method_may_have_fewer_samples_which_are_the_first(job):
+    job = replace(job, method=("optimal", "wiener"), fewer={"wiener": 1})
+    run(job, "samples")
+    drawn = results.per_sample("digits", job.out.parent)
+    assert {name: len(values["mse"]) for name, values in drawn.items() if "/" not in name} == {
+        "optimal": 2,
+        "wiener": 1,
+    } | {name: 2 for name in drawn if name.startswith("network")}
+    alone = replace(job, out=job.out / "all", fewer={})
+    run(alone, "samples")
+    whole = results.per_sample("all", job.out)
+    assert whole["wiener"]["mse"][0] == pytest.approx(drawn["wiener"]["mse"][0].item(), rel=1e-5)
+    assert stage("job").Job(data="digits").fewer
+    with pytest.raises(ValueError, match="fewer: got 'els7', wanted one of optimal"):
+        replace(job, fewer={"els7": 2})
 
 
 def test_the_precision_reaches_the_collections_and_stands_in_the_rows(job):

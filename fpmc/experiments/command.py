@@ -19,6 +19,7 @@ GROUPS = {
     "training": "training",
     "tuning": "tuning",
     "augmentation": "augmentation",
+    "recipe": "recipe",
     "engine": "engine",
 }
 
@@ -113,9 +114,9 @@ def _value(name: str, given: Any) -> Any:
     """A field's value, as argparse gave it."""
     if name == "recipe" and not isinstance(given, dict):
         raise ValueError(f"recipe: got {given!r}, wanted an object")
-    if name != "sources":
+    if name not in ("sources", "fewer"):
         return tuple(given) if isinstance(given, list) else given
     try:
         return {method: int(n) for method, n in (pair.split("=") for pair in given)}
     except ValueError as error:
-        raise ValueError(f"sources: got {given}, wanted METHOD=N") from error
+        raise ValueError(f"{name}: got {given}, wanted METHOD=N") from error

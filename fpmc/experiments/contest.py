@@ -4,39 +4,77 @@ On small data every method's knob is searched, in full, and published schedules 
 to a network stand beside. On the papers' data all published schedules stand, those that were tuned
 to a network are searched around, and thresholds that the papers use at all levels take the place of
 a schedule. Which are which, :data:`fpmc.methods.METHODS` and the schedules' tables say.
+
+In samples, thresholds that the papers use at all levels stand on any data, and beside them
+PSPC-Flex tuned to the network, with its own source and with larger ones, as in the last rows of the
+paper's table.
+
+Source: Niedoba et al. (2026), section 5, tables 2 and 4.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
-from fpmc.experiments.job import Job
+from fpmc import diffusion, finetuning
+from fpmc.experiments.augmentation import Sets
+from fpmc.experiments.job import Job, in_batches
 from fpmc.experiments.options import COMPARED
+from fpmc.finetuning.files import digest, folder_of
 from fpmc.methods import schedules
 from fpmc.methods.registry import METHODS
 from fpmc.results import contestant
+from fpmc.source import Source
 
-__all__ = ["KNOBS", "Contestant", "contestants", "searched", "values", "wanted"]
+__all__ = [
+    "KNOBS",
+    "Contestant",
+    "contestants",
+    "denoiser",
+    "searched",
+    "source",
+    "tuned",
+    "values",
+    "wanted",
+]
 
 KNOBS = tuple(name for name in COMPARED if METHODS[name].knob)
 """The methods that have a schedule."""
+TUNED = "pspc_flex"
+"""The method whose tuned queries and responses are compared in samples."""
 
 
 class Contestant(NamedTuple):
-    """A method with its schedule's name ("" if it has none) and value."""
+    """A method, and how its queries, responses and source come about.
+
+    Attributes:
+        method: Its name in the registry.
+        schedule: Its schedule's name, "" if it has none; "tuned" for what is tuned to a network.
+        knob: The schedule's value; the folder of what is tuned.
+        joined: The strategy that made the images which its source is joined with, "" if none.
+    """
 
     method: str
     schedule: str
     knob: object
+    joined: str = ""
+
+    @property
+    def row(self) -> tuple[str, str]:
+        """Method and schedule as tables have them; what the source is joined with is told."""
+        return self.method, " + ".join(filter(None, (self.schedule, self.joined)))
 
     @property
     def name(self) -> str:
         """What the tables' readers call it."""
-        return contestant(self.method, self.schedule)
+        return contestant(*self.row)
 
     @property
     def digest(self) -> str:
-        """Of a schedule that a search found, 8 digits; "" for others, whose names say all."""
+        """Of what a search or a tuning found, 8 digits; "" for others, whose names say all."""
+        if isinstance(self.knob, Path):
+            return digest(self.knob)
         if not isinstance(self.knob, dict):
             return ""
         return hashlib.sha256(repr(sorted(self.knob.items())).encode()).hexdigest()[:8]
@@ -56,12 +94,15 @@ def searched(job: Job) -> list[str]:
     return [name for name in KNOBS if METHODS[name].tuned or not job.papers]
 
 
-def contestants(job: Job, found: dict[str, dict[float, float]]) -> Iterator[Contestant]:
+def contestants(
+    job: Job, found: dict[str, dict[float, float]], *, used: bool = False
+) -> Iterator[Contestant]:
     """All that are compared, in order.
 
     Args:
         job: What is compared with what.
         found: {method: {sigma: value}}, what the search found.
+        used: Whether thresholds that the papers use at all levels stand on any data.
     """
     for name in wanted(job, (name for name in COMPARED if not METHODS[name].knob)):
         yield Contestant(name, "", None)
@@ -70,11 +111,42 @@ def contestants(job: Job, found: dict[str, dict[float, float]]) -> Iterator[Cont
         yield Contestant(name, "found", {s: convert(v) for s, v in found[name].items()})
     schedule = schedules.published_for(job.data)
     for name in wanted(job, KNOBS):
-        used, tuned = METHODS[name].used, METHODS[name].tuned
-        if job.papers and used:
-            yield from (Contestant(name, f"{tau:g}", tau) for tau in used)
-        elif (job.papers or not tuned) and name in schedules.columns(schedule):
+        known = METHODS[name]
+        if known.used and (job.papers or used):
+            yield from (Contestant(name, f"{tau:g}", tau) for tau in known.used)
+        elif (job.papers or not known.tuned) and name in schedules.columns(schedule):
             yield Contestant(name, schedule, schedule)
+
+
+def tuned(job: Job) -> Iterator[Contestant]:
+    """PSPC-Flex tuned to the network, with its own source and with larger ones; none if not there.
+
+    Raises:
+        FileNotFoundError: If the folder that is named holds none.
+    """
+    shipped = f"{job.reference_file}/{TUNED}"
+    named = job.tuned or (shipped if shipped in finetuning.SHIPPED else None)
+    for name in wanted(job, (TUNED,) if named else ()):
+        yield from (
+            Contestant(name, "tuned", folder_of(named), joined) for joined in ("", *job.joined)
+        )
+
+
+def source(job: Job, who: Contestant) -> Source:
+    """The images that a contestant sees; those that are made are made, or taken from disk."""
+    if not who.joined:
+        return job.seen_by(who.method)
+    sets = Sets(job, who.method, who.joined)
+    sets.make(1.0)
+    return sets.union(1.0)
+
+
+def denoiser(job: Job, who: Contestant) -> diffusion.Denoiser:
+    """A contestant that answers, called with a batch at a time."""
+    if not isinstance(who.knob, Path):
+        return job.make(who.method, who.knob, source(job, who))
+    collection = finetuning.load(who.knob, source(job, who), budget=job.bytes)
+    return in_batches(collection.with_precision(job.precision), job.batch)
 
 
 def wanted(job: Job, names: Iterable[str]) -> list[str]:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fpmc.checks import as_whole_number
-from fpmc.experiments import augmentation, denoising, samples, schedules, tuning
+from fpmc.experiments import augmentation, denoising, recipe, samples, schedules, tuning
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.command import job_of
 from fpmc.experiments.job import Job
@@ -42,6 +42,7 @@ STAGES = {
     "samples": samples,
     "tuning": tuning,
     "augmentation": augmentation,
+    "recipe": recipe,
 }
 """What a grid can ask for: stages whose rows do not depend on each other."""
 NEEDS = {"minutes": 60, "memory": 2000, "cpus": 1, "gpus": 0, "partition": "", "account": ""}

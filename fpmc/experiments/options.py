@@ -16,19 +16,47 @@ from fpmc.experiments.provenance import ROOT
 from fpmc.finetuning.module import LEARN
 from fpmc.methods.registry import METHODS
 
-__all__ = ["AUGMENTED", "COMPARED", "FRESH", "Options"]
+__all__ = ["AUGMENTED", "COMPARED", "FRESH", "RECIPE", "Options"]
 
 FRESH = "fresh"
 """More images of the distribution that D was drawn from, where it can be drawn from."""
 AUGMENTED = (*(name for name in STRATEGIES if name != "fractional translations"), SYNTHETIC, FRESH)
 """The six strategies of figure 3, and what they are measured by."""
+RECIPE = (
+    "masks",
+    "q",
+    "r",
+    "tuned",
+    "masks + horizontal flips",
+    "masks + synthetic",
+    "tuned + horizontal flips",
+    "tuned + synthetic",
+    "tuned with horizontal flips",
+    "tuned with synthetic",
+    "Wiener",
+)
+"""The steps of the recipe: "with" is tuned with the larger source, "+" before it was larger."""
 COMPARED = tuple(name for name, method in METHODS.items() if method.compared)
 """The methods that are compared."""
-DEFAULTS = {"points": 64, "samples": 32, "sources": {"els": 1_500}, "map_images": 16}
+JOINED = ("horizontal flips", SYNTHETIC)
+"""What the source of tuned PSPC-Flex is joined with in the paper's table."""
+DEFAULTS = {
+    "points": 64,
+    "samples": 32,
+    "sources": {"els": 1_500},
+    "fewer": {},
+    "joined": JOINED,
+    "map_images": 16,
+}
 """How much is computed where nothing is said."""
 STORED = {
-    "digits": {"samples": 64},
-    "photos": {"points": 12, "samples": 10, "sources": {"els": 500}},
+    "digits": {"samples": 300, "fewer": {"els": 200}},
+    "photos": {
+        "points": 12,
+        "samples": 10,
+        "sources": {"els": 500},
+        "joined": ("horizontal flips",),
+    },
     "photos32": {"map_images": 2},
     "fashion": {"points": 16, "search_points": 8, "samples": 16, "map_images": 8},
 }
@@ -93,6 +121,13 @@ class Options:
     maps: str | None = option(
         None, "the network's sensitivity maps (default: the shipped or computed ones)", group="what"
     )
+    tuned: str | None = option(
+        None, "folder of PSPC-Flex tuned to the network (default: the shipped one)", group="what"
+    )
+    joined: tuple[str, ...] = option(
+        (), "join the source of what is tuned with images of this strategy alone (again for the "
+        "other; default: the stored tables', or both)", group="what", choices=JOINED,
+    )  # fmt: skip
     papers: bool | None = option(
         None,
         "published schedules for all, LS and ELS searched around them, and Lukoianov at 0.05 and "
@@ -130,6 +165,10 @@ class Options:
     samples: int | None = option(
         None, "samples per method (default: the stored tables', or 32)", group="much", type=int,
         least=1,
+    )  # fmt: skip
+    fewer: Mapping[str, int] = option(
+        {}, "samples of a method, where fewer than of all (default: the stored tables')",
+        group="much", metavar="METHOD=N",
     )  # fmt: skip
     part: int | None = option(
         None, "samples at a time, kept when done (default: all)", group="much", type=int, least=1
@@ -199,6 +238,11 @@ class Options:
         group="augmentation", type=int,
     )  # fmt: skip
 
+    step: tuple[str, ...] = option(
+        (), f"this step alone (again for others): {', '.join(RECIPE)}", group="recipe",
+        choices=RECIPE,
+    )  # fmt: skip
+
     benchmark: tuple[str, ...] = option(
         (),
         "a script of benchmarks/ with its arguments, in which {data}, {label}, {device}, {n} and "
@@ -216,10 +260,11 @@ class Options:
                 as_positive(value, told)
         if as_precision(self.precision) in ("tf32", "bf16") and not on_cuda:
             raise ValueError(f"precision: got {self.precision!r} on {self.device}, wanted cuda")
-        for name, n in self.sources.items():
-            if name not in COMPARED:
-                raise ValueError(f"sources: got {name!r}, wanted one of {', '.join(COMPARED)}")
-            as_whole_number(n, f"sources: {name}", 1)
+        for told, counts in (("sources", self.sources), ("fewer", self.fewer)):
+            for name, n in counts.items():
+                if name not in COMPARED:
+                    raise ValueError(f"{told}: got {name!r}, wanted one of {', '.join(COMPARED)}")
+                as_whole_number(n, f"{told}: {name}", 1)
         settled = {
             "label": self.label or Path(os.path.abspath(self.data)).stem,
             "papers": self.data not in EMBEDDED if self.papers is None else self.papers,

@@ -31,8 +31,8 @@ def run(job: Job, clock: Clock) -> None:
     reference = job.called(job.other_file)
     found = schedules.found(job, contest.wanted(job, contest.searched(job)))
     network = contest.Contestant(job.called(job.reference_file), "", None)
-    everyone = [network, *contest.contestants(job, found)]
-    heads = [dict(zip(KEY, (job.label, reference, *who[:2]), strict=True)) for who in everyone]
+    everyone = [network, *contest.contestants(job, found, used=True), *contest.tuned(job)]
+    heads = [dict(zip(KEY, (job.label, reference, *who.row), strict=True)) for who in everyone]
     with job.table("samples", KEY).collected() as table:
         drawn = job.held("each.npz").keys() & job.held("samples.npz").keys()
         missing = [
@@ -47,8 +47,16 @@ def run(job: Job, clock: Clock) -> None:
 
 
 def _settings(job: Job, who: contest.Contestant) -> dict[str, object]:
-    more = {"steps": len(job.levels), "schedule_hash": who.digest}
-    return job.settings(who.method, job.samples, job.reference_file, job.other_file, **more)
+    more: dict[str, object] = {"steps": len(job.levels), "schedule_hash": who.digest}
+    if who.joined:
+        more["n_source"] = 2 * len(job.seen_by(who.method))
+    if who.schedule == "tuned":
+        more["maps_hash"] = ""  # the operators, whose hash stands beside, need no maps
+    return job.settings(who.method, _count(job, who), job.reference_file, job.other_file, **more)
+
+
+def _count(job: Job, who: contest.Contestant) -> int:
+    return min(job.samples, job.fewer.get(who.method, job.samples))
 
 
 def _fill(
@@ -63,9 +71,11 @@ def _fill(
         if who.method == network:
             denoiser = in_batches(job.reference, job.batch)
         else:
-            denoiser = job.make(who.method, who.knob)
-        each = _each(job, who.name, denoiser, start, target, clock)
-        table.add({**head, **_settings(job, who), **_summary(each), **job.provenance(who.method)})
+            denoiser = contest.denoiser(job, who)
+        n, settings = _count(job, who), _settings(job, who)
+        each = _each(job, who.name, denoiser, start[:n], target[:n], clock)
+        told = {**job.provenance(who.method), "n_source": settings["n_source"]}
+        table.add({**head, **settings, **_summary(each), **told})
 
 
 def settle(job: Job, file: str, entry: str, decided: dict[str, object]) -> None:

@@ -8,6 +8,7 @@ from fpmc.experiments import (
     engine,
     maps,
     published,
+    recipe,
     samples,
     schedules,
     train,
@@ -20,7 +21,7 @@ from fpmc.experiments.job import Job
 __all__ = ["STAGES", "run"]
 
 MODULES = (train, worth, maps, schedules, denoising, samples, published, tuning, augmentation)
-STAGES = {stage.__name__.rpartition(".")[2]: stage for stage in (*MODULES, engine)}
+STAGES = {stage.__name__.rpartition(".")[2]: stage for stage in (*MODULES, recipe, engine)}
 """{name: module with a function run(job, clock)}, in order."""
 
 

@@ -30,7 +30,7 @@ from fpmc.methods.schedules import FOUND, columns
 from fpmc.metrics import Estimate
 from fpmc.source import to_float
 
-__all__ = ["run"]
+__all__ = ["HeldOut", "base", "held_out", "run", "schedule_of"]
 
 KEY = ("data", "network", "method", "schedule", "learn", "z", "sigma", "n_source")
 TUNED = ("pspc_square", "pspc_flex", "lukoianov")
@@ -57,11 +57,11 @@ def run(job: Job, clock: Clock) -> None:
                 continue
             with clock.unit(f"{unit.method} {unit.learn}"):
                 start = time.perf_counter()
-                base = _base(job, unit.method)
-                found = _tune(job, unit, base, held)
+                given = base(job, unit.method)
+                found = _tune(job, unit, given, held)
                 told = job.provenance(unit.method, time.perf_counter() - start)
                 for z in missing:
-                    row = _errors(job, base, found, *held.at(z, unit.level))
+                    row = _errors(job, given, found, *held.at(z, unit.level))
                     table.add({**heads[z], **settings, **row, **told})
 
 
@@ -135,7 +135,7 @@ def _settings(job: Job, unit: Unit, held: HeldOut) -> dict[str, object]:
     return job.settings(unit.method, len(held.test), job.reference_file, **more)
 
 
-def _base(job: Job, method: str) -> FPMC:
+def base(job: Job, method: str) -> FPMC:
     """The collection that tuning starts from."""
     seen, options = job.seen_by(method), {"budget": job.bytes}
     needs = {"sensitivity": lambda: [job.sensitivity]}.get(METHODS[method].needs, list)()

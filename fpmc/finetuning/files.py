@@ -6,6 +6,7 @@ float16.
 """
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -26,7 +27,17 @@ from fpmc.operators import Box, Dense, Identity, Ones, Operator
 from fpmc.source import Source, as_source
 from fpmc.storage import whole
 
-__all__ = ["SHIPPED", "level_name", "load", "packed", "read_level", "write_level", "write_text"]
+__all__ = [
+    "SHIPPED",
+    "digest",
+    "folder_of",
+    "level_name",
+    "load",
+    "packed",
+    "read_level",
+    "write_level",
+    "write_text",
+]
 
 FORMAT = "fpmc tuned collection 1"
 
@@ -58,13 +69,8 @@ def load(collection: str | os.PathLike, source: Source, *, budget: int | None = 
         ValueError: If a file cannot be read, or is for images of another shape.
     """
     source = as_source(source)
-    folder = FOLDER / collection if collection in SHIPPED else Path(collection).expanduser()
-    paths = sorted(folder.glob("sigma-*.safetensors"))
-    if not paths:
-        known = f", or one of {', '.join(SHIPPED)}" if SHIPPED else ""
-        raise FileNotFoundError(f"{folder}: no tuned noise levels there, wanted a folder{known}")
     levels = {}
-    for path in paths:
+    for path in _paths(folder_of(collection)):
         sigma, pair = read_level(path)
         for op in pair:
             if not op.fits(source.shape):
@@ -74,6 +80,28 @@ def load(collection: str | os.PathLike, source: Source, *, budget: int | None = 
         levels[sigma] = pair
     queries, responses = ({s: pair[i] for s, pair in levels.items()} for i in (0, 1))
     return FPMC(queries, responses, source, budget=budget)
+
+
+def folder_of(collection: str | os.PathLike) -> Path:
+    """Where a tuned collection lies: the folder itself, or that of a name in :data:`SHIPPED`."""
+    return FOLDER / collection if collection in SHIPPED else Path(collection).expanduser()
+
+
+def digest(collection: str | os.PathLike) -> str:
+    """Of all levels' operators, the first 8 digits. Arguments and errors as in :func:`load`."""
+    total = hashlib.sha256()
+    for path in _paths(folder_of(collection)):
+        total.update(path.read_bytes())
+    return total.hexdigest()[:8]
+
+
+def _paths(folder: Path) -> list[Path]:
+    """The files of a folder's noise levels."""
+    paths = sorted(folder.glob("sigma-*.safetensors"))
+    if not paths:
+        known = f", or one of {', '.join(SHIPPED)}" if SHIPPED else ""
+        raise FileNotFoundError(f"{folder}: no tuned noise levels there, wanted a folder{known}")
+    return paths
 
 
 def write_level(
