@@ -79,6 +79,12 @@ def start(kind: Kind, folder: Path, log: Path) -> subprocess.Popen:
         return subprocess.Popen(words, cwd=ROOT, stdout=told, stderr=told, env=environment)
 
 
+def told(log: Path) -> str:
+    """The last lines that a run printed, without its progress."""
+    lines = re.split(r"[\r\n]", log.read_text())
+    return " | ".join([line for line in lines if line.strip() and "it/s" not in line][-5:])
+
+
 def content(path: Path) -> object:
     """What two runs of one command have in common; an error if the file cannot be read."""
     if path.suffix == ".csv":
@@ -119,7 +125,7 @@ def finished(kind: Kind, folder: Path, log: Path) -> float:
     began = time.monotonic()
     status = start(kind, folder, log).wait()
     if status:
-        raise RuntimeError(f"{kind.command}: status {status}; {log.read_text()[-1500:]}")
+        raise RuntimeError(f"{kind.command}: status {status}; {told(log)}")
     return time.monotonic() - began
 
 
@@ -137,7 +143,7 @@ def killed(name: str, kills: int, dice: random.Random, work: Path) -> dict[str, 
             with contextlib.suppress(subprocess.TimeoutExpired):
                 ended = process.wait(timeout=dice.uniform(0.3, 1.0) * seconds) == 0
                 if not ended:
-                    raise RuntimeError(f"{name}: {log.read_text()[-1500:]}")
+                    raise RuntimeError(f"{name}: {told(log)}")
             if not ended:
                 process.kill()
                 process.wait()
@@ -172,7 +178,7 @@ def together(name: str, times: int, work: Path) -> dict[str, object]:
         folder = work / f"{name}-together-{i}"
         for process in [start(kind, folder, log) for _ in "ab"]:
             if process.wait():
-                raise RuntimeError(f"{name}, two processes: {log.read_text()[-1500:]}")
+                raise RuntimeError(f"{name}, two processes: {told(log)}")
         for file in kind.kept:
             found, wanted = content(folder / file), content(alone / file)
             if isinstance(found, list):

@@ -138,6 +138,24 @@ def test_two_processes_do_not_write_one_set(tmp_path):
         augment.write(tmp_path / "set", "rotations", pixels(), 9, progress=False)
 
 
+def test_one_process_can_wait_for_another(tmp_path):
+    calls = [
+        threading.Thread(
+            target=augment.write,
+            args=(tmp_path / "set", "rotations", pixels(), 60),
+            kwargs={"progress": False, "wait": True, "budget": 1},
+        )
+        for _ in range(4)
+    ]
+    for call in calls:
+        call.start()
+    for call in calls:
+        call.join()
+    assert os.listdir(tmp_path) == ["set"]
+    assert same(augment.read(tmp_path / "set"), augment.rotations(pixels(), 60))
+    assert ".lock" not in files(tmp_path / "set")
+
+
 @pytest.mark.usefixtures("as_users_do")
 def test_what_cannot_be_written_or_read_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="strategy: got 'turns', wanted one of horizontal flips"):

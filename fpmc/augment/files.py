@@ -5,11 +5,10 @@ A set is a folder: ``images.npy`` (uint8), ``parents.npy`` and ``parameters.npy`
 it has another name, that of the set with ``.part``.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,8 @@ SYNTHETIC = "synthetic"
 IMAGES, PARENTS, PARAMETERS, CARD, LOCK = (
     "images.npy", "parents.npy", "parameters.npy", "card.json", ".lock",
 )  # fmt: skip
+POLL = 0.2
+"""Seconds between two looks at a set that another process is writing."""
 
 
 def write(
@@ -44,6 +45,7 @@ def write(
     seed: int = 0,
     *,
     progress: bool = True,
+    wait: bool = False,
     **options: Any,
 ) -> Augmented:
     """Make an augmented set on disk, of any size, some images at a time.
@@ -59,6 +61,7 @@ def write(
         n: How many; all if None.
         seed: A seed of all draws.
         progress: Whether to show a progress bar.
+        wait: Whether to wait for another process that is writing the set, and take what it made.
         **options: ``draws`` for an image, and ``budget``, bytes for those made at a time; for
             "synthetic" ``shape``, ``sigmas`` and ``device``, as :func:`fpmc.augment.synthetic`'s.
 
@@ -68,28 +71,45 @@ def write(
     Raises:
         TypeError: If an argument is of another type.
         ValueError: If there is no such strategy, an argument is out of range, or the folder, or
-            what is there of it, is another set or no set; or if somebody else is writing it.
+            what is there of it, is another set or no set; or if another process is writing it and
+            is not to be waited for.
         OSError: If a file cannot be written; what was made stays, and the same call goes on.
     """
     folder, seed = Path(folder).expanduser(), as_whole_number(seed, "seed", 0, 2**63 - 1)
     recipe, card = _asked(strategy, subject, n, seed, options)
-    if folder.exists():
-        _same(folder, card)
-        return read(folder)
     unfinished = folder.with_name(f"{folder.name}.part")
-    unfinished.mkdir(parents=True, exist_ok=True)
-    with _locked(unfinished):
-        if (unfinished / CARD).exists():
-            _same(unfinished, card)
-        else:
-            for name, values in ((PARENTS, recipe.parents), (PARAMETERS, recipe.parameters)):
-                write_array(unfinished / name, values.numpy())
-            with whole(unfinished / CARD) as beside:
-                beside.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-        _write_images(unfinished / IMAGES, recipe, progress)
-        (unfinished / LOCK).unlink()
-        unfinished.rename(folder)
+    while not folder.exists():
+        unfinished.mkdir(parents=True, exist_ok=True)
+        lock = _lock(unfinished)
+        if lock is not None:
+            with lock:
+                _finish(unfinished, folder, recipe, card, progress)
+        elif wait:
+            time.sleep(POLL)
+        elif not folder.exists():
+            raise ValueError(f"folder: {unfinished} is being written by another process")
+    _same(folder, card)
     return read(folder)
+
+
+def _finish(
+    unfinished: Path, folder: Path, recipe: Recipe, card: dict[str, Any], progress: bool
+) -> None:
+    """Make what is missing of a set whose lock this process has, and give it its name."""
+    if folder.exists():  # another process had the lock before
+        (unfinished / LOCK).unlink()
+        unfinished.rmdir()
+        return
+    if (unfinished / CARD).exists():
+        _same(unfinished, card)
+    else:
+        for name, values in ((PARENTS, recipe.parents), (PARAMETERS, recipe.parameters)):
+            write_array(unfinished / name, values.numpy())
+        with whole(unfinished / CARD) as beside:
+            beside.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    _write_images(unfinished / IMAGES, recipe, progress)
+    unfinished.rename(folder)
+    (folder / LOCK).unlink()
 
 
 def read(folder: str | os.PathLike) -> Augmented:
@@ -162,13 +182,14 @@ def _same(folder: Path, card: dict[str, Any]) -> None:
         )
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> FileLock | None:
+    """The lock of a set that is being made; None if another process has it, or has just ended."""
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
-        with FileLock(folder / LOCK, timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(f"folder: {folder} is being written by another process") from None
+        lock.acquire()
+    except (Timeout, FileNotFoundError):
+        return None
+    return lock
 
 
 def _write_images(path: Path, recipe: Recipe, progress: bool) -> None:

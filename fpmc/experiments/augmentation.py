@@ -186,7 +186,7 @@ class Sets:
         subject, options = self.source.images, {"draws": self.draws}
         if self.strategy == SYNTHETIC:
             subject, options = job.reference, {"device": job.device, "sigmas": job.levels}
-        options["progress"] = self.strategy == SYNTHETIC
+        options |= {"progress": self.strategy == SYNTHETIC, "wait": True}
         place = job.runs / "augmented" / job.label / folder
         return augment.write(place, self.strategy, subject, m, job.seed, **options)
 
