@@ -33,8 +33,8 @@ __all__ = [
 
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "results"
 """Where the tables lie: in a checkout, or in an installed package."""
-TABLES = ("augmentation", "copies", "denoising", "maps", "published", "samples", "schedules")
-TABLES += ("tuning", "worth")
+TABLES = ("augmentation", "axes", "copies", "denoising", "maps", "published", "samples")
+TABLES += ("schedules", "tuning", "worth")
 TITLES = {name: method.title for name, method in METHODS.items() if method.compared}
 """What readers are told for what the tables call a method."""
 MEASURES = ("mse", "r2", "nearest")
@@ -48,6 +48,7 @@ TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "com
 TEXT += ("device", "precision", "version", "torch", "code", "date", "network_hash", "data_hash")
 TEXT += ("kind", "fault", "outcome")
 TEXT += ("schedule_hash", "maps_hash", "arguments", "learn", "tuning", "strategy", "by")
+TEXT += ("axis", "chosen")
 
 
 def stored(root: str | os.PathLike | None = None) -> list[tuple[str, str]]:
@@ -71,7 +72,7 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials", "tuning", "augmentation" or "published"; or "faults" of "faults".
+            "trials", "tuning", "augmentation", "published" or "axes"; or "faults" of "faults".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:
