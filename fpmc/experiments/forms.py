@@ -29,9 +29,9 @@ __all__ = ["AXES", "Found", "Level", "fitted"]
 FIRST_SEED = 800
 """Of the noise, counted from a thousand times the job's seed; validation has the next hundred."""
 PARTS = ("validation", "test")
-MIXTURES = {"digits": {4: 40, 6: 40, 8: 30}, "photos": {5: 60, 8: 40, 12: 12, 16: 8}}
+MIXTURES = {"digits": {4: 40, 6: 40, 8: 30}, "photos": {5: 60, 8: 40, 16: 8}}
 """{side: components} that are fitted."""
-STEPS = 5
+STEPS = 4
 """Of a fit."""
 DRAWS = 8
 """Perturbations that a smoothed denoiser is the mean over."""
@@ -288,8 +288,8 @@ AXES: dict[str, Callable[[Level], Found]] = {
     "smoothed": _smoothed,
     "mixture": lambda level: level.best(level.mixtures),
     "mixtures": lambda level: level.blend(level.mixtures),
-    "student": _kernel(kernels.student, (8, 64, 512), "nu"),
-    "laplace": _kernel(kernels.laplace, (1, 4, 16), "s"),
+    "student": _kernel(kernels.student, (8, 64), "nu"),
+    "laplace": _kernel(kernels.laplace, (4, 16), "s"),
     "cells of 2": _cells(2),
     "cells of 4": _cells(4),
     "scales": lambda level: level.blend(level.squares),
