@@ -4,13 +4,14 @@ A form's candidates are compared on validation images, and what it answers to ot
 """
 
 import itertools
+import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from scipy.optimize import nnls
+from sklearn.linear_model import LinearRegression
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -31,10 +32,8 @@ FIRST_SEED = 800
 PARTS = ("validation", "test")
 MIXTURES = {"digits": {4: 40, 6: 40, 8: 30}, "photos": {5: 60, 8: 40, 16: 8}}
 """{side: components} that are fitted."""
-STEPS = 4
-"""Of a fit."""
-DRAWS = 8
-"""Perturbations that a smoothed denoiser is the mean over."""
+STEPS, DRAWS = 4, 8
+"""Of a fit, and perturbations that a smoothed denoiser is the mean over."""
 
 Answer = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"]]
 
@@ -56,7 +55,7 @@ class Level:
 
     def __init__(self, job: Job, held: HeldOut, i: int, fitted: Callable[[], dict[int, Mixture]]):
         self.job, self.source, self.sigma, self._fitted = job, job.source, job.levels[i], fitted
-        self.z, self.target, self._found = {}, {}, {}
+        self.z, self.target, self._found, self.seconds = {}, {}, {}, {}
         for j, part in enumerate(PARTS):
             x = to_float(getattr(held, part)).to(job.device)
             seed = job.seed * 1000 + FIRST_SEED + 100 * (1 - j) + i
@@ -66,7 +65,9 @@ class Level:
     def found(self, axis: str) -> Found:
         """The axis' answers; computed once."""
         if axis not in self._found:
+            start = time.perf_counter()
             self._found[axis] = AXES[axis](self)
+            self.seconds[axis] = time.perf_counter() - start
         return self._found[axis]
 
     def errors(self, found: Found, part: str = "test") -> Float[Tensor, " b"]:
@@ -85,15 +86,13 @@ class Level:
 
     def blend(self, axes: Mapping[str, Found]) -> Found:
         """The sum with the weights ≥ 0 that are nearest the network on validation images."""
-        columns = torch.stack([one.answers["validation"].flatten() for one in axes.values()], 1)
-        target = self.target["validation"].flatten()
-        weights, _ = nnls(columns.double().cpu().numpy(), target.double().cpu().numpy())
-        answers = {
-            part: sum(w * one.answers[part] for w, one in zip(weights, axes.values(), strict=True))
-            for part in PARTS
-        }
-        told = [f"{w:.2f} {name}" for w, name in zip(weights, axes, strict=True) if w >= 0.005]
-        return Found(" + ".join(told), answers)
+        each = {p: torch.stack([one.answers[p] for one in axes.values()], -1) for p in PARTS}
+        columns, target = each["validation"].flatten(0, -2), self.target["validation"].flatten()
+        fit = LinearRegression(fit_intercept=False, positive=True)
+        fit.fit(columns.double().cpu(), target.double().cpu())
+        weights = dict(zip(axes, fit.coef_.tolist(), strict=True))
+        answers = {p: value @ torch.tensor(fit.coef_).to(value) for p, value in each.items()}
+        return Found(" + ".join(f"{w:.2f} {a}" for a, w in weights.items() if w >= 0.005), answers)
 
     def collection(self, queries, responses, **options) -> Answer:
         """A collection at this level."""
