@@ -78,8 +78,10 @@ def test_orthonormal_features_keep_the_optimal_denoiser_and_the_cosines_are():
 def test_the_budget_changes_nothing():
     phi, ones = any_map(), Ones((4, 5))
     whole = fpmc.FPMC(ones, ones, SOURCE, features=phi)(Z, 0.4)
-    parts = fpmc.FPMC(ones, ones, SOURCE, features=phi, budget=30_000)(Z, 0.4)
+    parts = fpmc.FPMC(ones, ones, SOURCE, features=phi, budget=45_000)(Z, 0.4)
     assert relative(parts, whole) < 1e-12
+    with pytest.raises(ValueError, match="budget"):  # the features' own matrix counts
+        fpmc.FPMC(ones, ones, SOURCE, features=phi, budget=25_000)(Z, 0.4)
 
 
 @pytest.mark.parametrize("name", ["optimal", "LS", "dense"])

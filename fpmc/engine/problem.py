@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.engine.memory import resolve
+from fpmc.engine.memory import FLOAT64, resolve
 from fpmc.engine.ranks import Ranks
 from fpmc.features import Features
 from fpmc.operators import Box, Identity, Ones, Operator
@@ -74,6 +74,11 @@ class Problem:
     def keys(self, a: Float[Tensor, "c h w *rest"]) -> Float[Tensor, "c2 h2 w2 *rest"]:
         """What Q's differences are of: Φ a, or a itself."""
         return a if self.features is None else self.features.apply(a)
+
+    @property
+    def held(self) -> int:
+        """Bytes that the features take, as they are and in float64."""
+        return 0 if self.features is None else 2 * FLOAT64 * self.features.matrix.numel()
 
     @property
     def operators(self) -> tuple[Operator, Operator]:
