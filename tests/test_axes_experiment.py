@@ -101,3 +101,51 @@ def test_cells_of_one_pixel_are_local_estimators_with_flex_s_masks(level):
 def test_data_without_a_tuned_collection_are_refused(tmp_path):
     with pytest.raises(ValueError, match="data: got 'fashion', wanted one with a tuned"):
         axes.run(Job(data="fashion", out=tmp_path / "fashion"), Clock())
+
+
+PHOTOS = {(row["axis"], row["sigma"]): row for row in results.read("photos", "axes")}
+
+
+class TestPhotos:
+    """What the chapter says of its table."""
+
+    ROWS = PHOTOS
+    SIGMAS = tuple(sorted({sigma for _, sigma in PHOTOS}))
+
+    def clear(self, axis, sigma):
+        """The gain over PSPC-Flex in standard errors; 0 where it is PSPC-Flex."""
+        gain = self.ROWS[axis, sigma]["gain"]
+        return gain / gain.standard_error if gain else 0.0
+
+    def part(self, axis, sigma):
+        """The error as a part of PSPC-Flex's."""
+        return self.ROWS[axis, sigma]["mse"] / self.ROWS["flex", sigma]["mse"]
+
+    def test_the_combination_gains_at_every_level_and_halves_at_the_lowest(self):
+        assert all(self.clear("combination", sigma) > 2 for sigma in self.SIGMAS)
+        assert [self.part("combination", sigma) < 0.5 for sigma in self.SIGMAS] == [
+            True,
+            *5 * [False],
+        ]
+
+    def test_mixtures_help_at_the_three_lowest_levels(self):
+        for i, sigma in enumerate(self.SIGMAS):
+            assert (self.clear("mixtures", sigma) > 2) == (i < 3)
+
+    def test_no_other_single_axis_is_clearly_nearer_than_pspc_flex_but_sides_at_the_lowest(self):
+        others = {axis for axis, _ in self.ROWS} - {"mixture", "mixtures", "combination", "flex"}
+        clear = {(a, s) for a in others for s in self.SIGMAS if self.clear(a, s) > 2}
+        assert clear == {("scales", self.SIGMAS[0]), ("gate", self.SIGMAS[0])}
+
+    def test_above_the_lowest_level_a_gate_is_less_than_the_same_sides_summed(self):
+        for sigma in self.SIGMAS[1:]:
+            assert self.part("scales", sigma) < self.part("gate", sigma)
+
+    def test_a_width_is_much_nearer_than_points_at_low_noise(self):
+        assert all(
+            self.part("source width", s) < self.part("optimal", s) / 3 for s in self.SIGMAS[:3]
+        )
+
+    def test_fewer_estimators_lose_wherever_there_are_several(self):
+        for axis in ("cells of 2", "cells of 4"):
+            assert all(self.clear(axis, sigma) < -2 for sigma in self.SIGMAS[:-1])
