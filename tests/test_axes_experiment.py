@@ -99,8 +99,8 @@ def test_cells_of_one_pixel_are_local_estimators_with_flex_s_masks(level):
 
 
 def test_data_without_a_tuned_collection_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="data: got 'fashion', wanted one with a tuned"):
-        axes.run(Job(data="fashion", out=tmp_path / "fashion"), Clock())
+    with pytest.raises(ValueError, match="data: got 'photos32', wanted one with a tuned"):
+        axes.run(Job(data="photos32", out=tmp_path / "photos32"), Clock())
 
 
 PHOTOS = {(row["axis"], row["sigma"]): row for row in results.read("photos", "axes")}
@@ -149,3 +149,15 @@ class TestPhotos:
     def test_fewer_estimators_lose_wherever_there_are_several(self):
         for axis in ("cells of 2", "cells of 4"):
             assert all(self.clear(axis, sigma) < -2 for sigma in self.SIGMAS[:-1])
+
+
+def test_on_digits_mixtures_do_not_help_and_the_combination_is_mostly_tuned():
+    rows = {(row["axis"], row["sigma"]): row for row in results.read("digits", "axes")}
+    sigmas = sorted({sigma for _, sigma in rows})
+    for i, sigma in enumerate(sigmas):
+        combined, mixed = rows["combination", sigma], rows["mixtures", sigma]["gain"]
+        assert mixed < 2 * mixed.standard_error
+        gain, over_tuned = combined["gain"], combined["gain_tuned"]
+        assert gain > 2 * gain.standard_error
+        assert (combined["mse"] < rows["flex", sigma]["mse"] / 2) == (i == 0)
+        assert (over_tuned > 2 * over_tuned.standard_error) == (i < 4)

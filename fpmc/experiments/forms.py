@@ -107,8 +107,9 @@ class Level:
     @cached_property
     def masks(self) -> tuple[Operator, Operator]:
         """Q and R of PSPC-Flex at this level."""
-        maker = fpmc.methods.pspc_flex
-        return maker(self.source, self.job.sensitivity, schedule_of(self.job)).operators(self.sigma)
+        schedule = schedule_of(self.job, "pspc_flex")
+        made = fpmc.methods.pspc_flex(self.source, self.job.sensitivity, schedule)
+        return made.operators(self.sigma)
 
     @cached_property
     def mixtures(self) -> dict[str, Found]:
@@ -118,7 +119,7 @@ class Level:
     @cached_property
     def squares(self) -> dict[str, Found]:
         """What PSPC-Square answers, at four sides around the schedule's."""
-        squares = fpmc.methods.pspc_square(self.source, schedule_of(self.job))
+        squares = fpmc.methods.pspc_square(self.source, schedule_of(self.job, "pspc_square"))
         shape, p = self.source.shape[1:], squares.operators(self.sigma)[0].p
         sides = [q for q in (p - 2, p, p + 2, p + 4) if 1 <= q <= min(shape)]
         return self.each({f"p = {q}": self.collection(*2 * [Box(shape, q)]) for q in sides})
