@@ -24,6 +24,7 @@ from fpmc.engine.memory import resolve
 from fpmc.engine.problem import Problem
 from fpmc.engine.ranks import Ranks
 from fpmc.engine.streaming import posterior
+from fpmc.features import Features, as_features
 from fpmc.levels import Constant, nearest_level
 from fpmc.modes import not_differentiable
 from fpmc.operators import LARGEST, Dense, Operator, as_pair
@@ -39,7 +40,7 @@ Operators = Operator | Mapping[float, Operator] | Callable[[float], Operator]
 
 
 class FPMC(DropIn):
-    """A filtered posterior mean collection, called as ``denoiser(z, sigma)``.
+    r"""A filtered posterior mean collection, called as ``denoiser(z, sigma)``.
 
     Answers lie in [-1, 1] but for rounding. They are differentiable in z and in the matrices of
     dense operators that require gradients (in reverse mode: ``backward``, ``torch.autograd.grad``).
@@ -50,6 +51,8 @@ class FPMC(DropIn):
             operator.
         responses: R, whose rows are the response weights r_k, likewise.
         source: S.
+        features: Φ, if Q acts on :math:`(\Phi z - \Phi x_n)^2` in the place of δ: a linear map, or
+            a function from sigma to one. See :mod:`fpmc.features`.
         budget: Bytes of working memory that a call may take (inputs and result not counted);
             1 GiB if left out.
 
@@ -68,6 +71,7 @@ class FPMC(DropIn):
         responses: Operators,
         source: Source,
         *,
+        features: Features | Callable[[float], Features] | None = None,
         budget: int | None = None,
     ):
         self.source = as_source(source)
@@ -75,6 +79,7 @@ class FPMC(DropIn):
         self.precision = "exact"
         self._queries = _by_level(queries, "queries")
         self._responses = _by_level(responses, "responses")
+        self._features = features if callable(features) else Constant(features)
 
     def __repr__(self) -> str:
         return f"FPMC({self.source!r})"
@@ -101,19 +106,25 @@ class FPMC(DropIn):
     def operators(self, sigma: float) -> tuple[Operator, Operator]:
         """Q and R at a noise level σ > 0."""
         sigma = as_noise_level(sigma)
-        pair = as_pair(self._queries(sigma), self._responses(sigma), self.source.shape)
+        given = self._queries(sigma), self._responses(sigma), self.source.shape
+        pair = as_pair(*given, self.features(sigma))
         for name, op in zip(("queries", "responses"), pair, strict=True):
             if isinstance(op, Dense):
                 op.check(name)
         return pair
+
+    def features(self, sigma: float) -> Features | None:
+        """Φ at a noise level σ > 0; None if Q acts on pixels."""
+        features = self._features(as_noise_level(sigma))
+        return None if features is None else as_features(features, self.source.shape)
 
     def _answer(
         self, z: Float[Tensor, "b c h w"], sigma: float, ranks: Ranks | None = None
     ) -> Float[Tensor, "b c h w"]:
         queries, responses = self._operators(z, sigma)
         _check_coverage(responses)
-        how = self.budget, self.precision
-        return engine.denoise(z, sigma, queries, responses, self.source, *how, ranks=ranks)
+        how = {"precision": self.precision, "ranks": ranks, "features": self.features(sigma)}
+        return engine.denoise(z, sigma, queries, responses, self.source, self.budget, **how)
 
     def _move(self, device: torch.device) -> None:
         self.source = self.source.to(device)
@@ -125,7 +136,8 @@ class FPMC(DropIn):
         """
         z, sigma = question_of_one_level(z, sigma, self.shape)
         operators = self._operators(z, sigma)
-        return Posterior(z, Problem(*operators, self.source, sigma, self.budget))
+        how = {"features": self.features(sigma)}
+        return Posterior(z, Problem(*operators, self.source, sigma, self.budget, **how))
 
     def _operators(self, z: Tensor, sigma: float) -> tuple[Operator, Operator]:
         """Q and R at σ, if z lies within what can be squared there."""

@@ -6,13 +6,17 @@ of its own: for the denoiser a factor, for the probability-flow ODE a solution.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.checks import as_images, as_noise_level, kind
+from fpmc.checks import as_images, as_noise_level, as_positive, as_whole_number, kind
 from fpmc.denoiser import DropIn
+from fpmc.features import Features
+from fpmc.levels import Latest
 from fpmc.modes import lasting
 from fpmc.moments import moments, principal_axes
 from fpmc.source import Source, as_source
@@ -132,6 +136,55 @@ class Gaussian(DropIn):
             raise TypeError(f"rows: got {kind(rows)}, wanted a slice")
         gain = self._gain(as_noise_level(sigma))
         return self.eigenvectors[rows] * gain @ self.eigenvectors.T
+
+    def spectral(self, function: Callable[[Tensor], Tensor]) -> Float[Tensor, "d d"]:
+        r"""A function of Σ, :math:`U f(\Lambda) U^\top`, float64.
+
+        Args:
+            function: f, from eigenvalues λ ≥ 0 to as many values. Directions in which the source
+                does not vary have λ = 0, whether or not they are among the eigenvectors.
+        """
+        u, rest = self.eigenvectors, function(self.eigenvalues.new_zeros(1))
+        scaled = u * (function(self.eigenvalues) - rest) @ u.T
+        return scaled.diagonal_scatter(scaled.diagonal() + rest)
+
+    def principal(self, r: int) -> Features:
+        """Features: the r principal components of largest variance, falling, shape (1, 1, r).
+
+        A distance in them is one of low rank, and each component that is left out makes it cheaper.
+
+        Args:
+            r: How many, from 1 to as many as there are eigenvectors.
+
+        Raises:
+            TypeError: If r is no whole number.
+            ValueError: If it is out of range.
+        """
+        r = as_whole_number(r, "r", 1, len(self.eigenvalues))
+        return Features(self.eigenvectors[:, -r:].flip(1).T, self.shape, (1, 1, r))
+
+    def whitening(self, share: float = 1.0) -> Callable[[float], Features]:
+        r"""Features in which a share t of the covariance and the noise together are white.
+
+        .. math:: \Phi = \sigma\, (t \Sigma + \sigma^2 I)^{-1/2}
+
+        The root is the symmetric one, so that a feature is a pixel less what the others say of it.
+
+        Args:
+            share: t > 0.
+
+        Returns:
+            A function from σ to Φ, as :class:`fpmc.FPMC` takes it.
+
+        Raises:
+            TypeError: If the share is no number.
+            ValueError: If it is not positive.
+        """
+        return Latest(partial(self._whitening, as_positive(share, "share")))
+
+    def _whitening(self, share: float, sigma: float) -> Features:
+        ratio = share / sigma**2
+        return Features(self.spectral(lambda values: (1 + ratio * values).rsqrt()), self.shape)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fpmc.checks import FLOATS, as_whole_number, kind
+from fpmc.features import Features, as_features
 
 __all__ = ["Box", "Dense", "Identity", "Ones", "Operator", "as_pair"]
 
 LARGEST = 1e30
-"""Of an entry, and of the sum of a pixel's response weights, which may not be below its inverse:
-what float32 holds with room for products."""
+"""Of an entry, and of a pixel's sum of response weights and its inverse: float32 holds products."""
 
 
 class Operator(ABC):
@@ -250,23 +250,24 @@ class Dense(Operator):
         return self.matrix.reshape(self.k, -1).to(like)
 
 
-def as_pair(queries: Any, responses: Any, shape: tuple[int, int, int]) -> tuple[Operator, Operator]:
+def as_pair(
+    queries: Any, responses: Any, shape: tuple[int, int, int], features: Features | None = None
+) -> tuple[Operator, Operator]:
     """Return Q and R.
 
     Raises:
-        ValueError: If one is no operator on images of this (c, h, w), or they differ in their
-            number of estimators.
+        ValueError: If one is no operator on images of this (c, h, w), queries on features if there
+            are any, or they differ in their number of estimators.
     """
-    wanted = f"wanted an operator on images of shape {shape}"
-    for name, op in (("queries", queries), ("responses", responses)):
+    keys = shape if features is None else as_features(features, shape).shape
+    for name, op, on in (("queries", queries, keys), ("responses", responses, shape)):
+        wanted = f"wanted an operator on {'images' if on == shape else 'features'} of shape {on}"
         if not isinstance(op, Operator):
             raise ValueError(f"{name}: got {kind(op)}, {wanted}, such as Dense(matrix)")
-        if not op.fits(shape):
+        if not op.fits(on):
             raise ValueError(f"{name}: got {op!r}, {wanted}")
-    if queries.k != responses.k:
-        raise ValueError(
-            f"responses: got {responses.k} estimators, wanted {queries.k}, as many as queries"
-        )
+    if (k := responses.k) != (wanted := queries.k):
+        raise ValueError(f"responses: got {k} estimators, wanted {wanted}, as many as queries")
     return queries, responses
 
 

@@ -33,7 +33,7 @@ __all__ = [
 
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "results"
 """Where the tables lie: in a checkout, or in an installed package."""
-TABLES = ("augmentation", "copies", "denoising", "maps", "published", "recipe", "samples")
+TABLES = ("augmentation", "axes", "copies", "denoising", "maps", "published", "recipe", "samples")
 TABLES += ("schedules", "tuning", "worth")
 TITLES = {name: method.title for name, method in METHODS.items() if method.compared}
 """What readers are told for what the tables call a method."""
@@ -48,7 +48,7 @@ TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "com
 TEXT += ("device", "precision", "version", "torch", "code", "date", "network_hash", "data_hash")
 TEXT += ("kind", "fault", "outcome")
 TEXT += ("schedule_hash", "maps_hash", "arguments", "learn", "tuning", "strategy", "by", "step")
-TEXT += ("before",)
+TEXT += ("before", "axis", "chosen")
 
 
 def stored(root: str | os.PathLike | None = None) -> list[tuple[str, str]]:
@@ -72,7 +72,8 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials", "tuning", "augmentation", "published" or "recipe"; or "faults" of "faults".
+            "trials", "tuning", "augmentation", "published", "recipe" or "axes"; or "faults" of
+            "faults".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:

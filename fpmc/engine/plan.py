@@ -28,6 +28,7 @@ from fpmc.engine import choices
 from fpmc.engine.precision import as_precision, float32_holds
 from fpmc.engine.problem import Problem
 from fpmc.engine.roofline import Peaks, measure_peaks
+from fpmc.features import Features
 from fpmc.operators import Box, Dense, Ones, Operator, as_pair
 from fpmc.source import Source, as_source
 
@@ -104,6 +105,7 @@ def plan(
     budget: int | None = None,
     precision: str = "exact",
     translated: bool = False,
+    features: Features | None = None,
 ) -> Plan:
     """Choose how to compute an answer. Nothing is computed.
 
@@ -121,6 +123,7 @@ def plan(
         budget: Bytes of working memory, inputs and result not counted; 1 GiB if left out.
         precision: As in :func:`fpmc.engine.denoise`.
         translated: Likewise.
+        features: Likewise.
 
     Raises:
         TypeError: If the batch or the budget is not a whole number, or S no source.
@@ -130,12 +133,13 @@ def plan(
     batch, device, source = as_whole_number(batch, "batch", 1), as_device(device), as_source(source)
     largest = None if sigma is None else largest
     problem = Problem(
-        *as_pair(queries, responses, source.shape),
+        *as_pair(queries, responses, source.shape, features),
         source,
         1.0 if sigma is None else as_noise_level(sigma),
         budget,
         as_precision(precision),
         translated,
+        features=features,
     )
     problem = simplest(problem, largest)
     return choose(problem, batch, torch.empty(0, dtype=dtype, device=device), largest)
@@ -174,7 +178,9 @@ def choose(problem: Problem, batch: int, like: Tensor, largest: float | None) ->
     if problem.translated:
         return _plan(*_translated(problem, batch, like, largest), like)
     path, choice = "streaming", choices.Choice("no structure but matrices")
-    if problem.ranks is not None:
+    if problem.features is not None:
+        choice = choices.Choice("keys that are features")
+    elif problem.ranks is not None:
         choice = choices.Choice("a part of a source")
     elif like.device.type == "cuda":
         path, choice = "cuda", choices.cuda(problem, batch, like)

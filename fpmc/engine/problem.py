@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.engine.memory import resolve
+from fpmc.engine.memory import FLOAT64, resolve
 from fpmc.engine.ranks import Ranks
+from fpmc.features import Features
 from fpmc.operators import Box, Identity, Ones, Operator
 from fpmc.source import Source
 
@@ -22,7 +23,7 @@ __all__ = ["Problem", "log_weights", "parts"]
 
 @dataclass(frozen=True)
 class Problem:
-    """A collection at one noise level.
+    r"""A collection at one noise level.
 
     Attributes:
         queries: Q, with K estimators.
@@ -36,6 +37,7 @@ class Problem:
             alike to its own place; whole images, all cyclic ones.
         ranks: The processes that sum over the other parts of the source, if this is one of several;
             None if it is all there is.
+        features: Φ, if Q acts on :math:`(\\Phi z - \\Phi x_n)^2`; None for pixels.
 
     Raises:
         ValueError: If other operators are to be translated, or any of a part; or if the source has
@@ -50,6 +52,7 @@ class Problem:
     precision: str = "exact"
     translated: bool = False
     ranks: Ranks | None = None
+    features: Features | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "budget", resolve(self.budget))
@@ -60,11 +63,22 @@ class Problem:
             )
         if self.translated and self.ranks is not None:
             raise ValueError("translated: got True for a part of a source, wanted False")
+        if self.translated and self.features is not None:
+            raise ValueError("translated: got True for features, wanted False")
         if self.translated and not _translatable(*self.operators):
             raise ValueError(
                 f"translated: got True for {self.queries} and {self.responses}, wanted clipped "
                 "squares with one-hot responses, or whole images"
             )
+
+    def keys(self, a: Float[Tensor, "c h w *rest"]) -> Float[Tensor, "c2 h2 w2 *rest"]:
+        """What Q's differences are of: Φ a, or a itself."""
+        return a if self.features is None else self.features.apply(a)
+
+    @property
+    def held(self) -> int:
+        """Bytes that the features take, as they are and in float64."""
+        return 0 if self.features is None else 2 * FLOAT64 * self.features.matrix.numel()
 
     @property
     def operators(self) -> tuple[Operator, Operator]:

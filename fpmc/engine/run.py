@@ -12,6 +12,7 @@ from fpmc.engine.ranks import Ranks
 from fpmc.engine.streaming import Streaming
 from fpmc.engine.streaming.orbit import Orbit
 from fpmc.engine.streaming.translations import Translations
+from fpmc.features import Features
 from fpmc.operators import Box, Dense, Operator
 from fpmc.source import Source
 
@@ -29,8 +30,9 @@ def denoise(
     *,
     translated: bool = False,
     ranks: Ranks | None = None,
+    features: Features | None = None,
 ) -> Float[Tensor, "b c h w"]:
-    """The collection's answer x̂ of (10), by the path that :func:`fpmc.engine.plan` chooses.
+    r"""The collection's answer x̂ of (10), by the path that :func:`fpmc.engine.plan` chooses.
 
     Args:
         z: Noisy images, shape (b, c, h, w).
@@ -48,6 +50,7 @@ def denoise(
             see :class:`fpmc.engine.problem.Problem`.
         ranks: The processes that sum over the other parts of the source, if S is one of several:
             all of them ask at once, and get the same answer.
+        features: Φ, if Q acts on squared differences of :math:`\Phi z` and :math:`\Phi x_n`.
 
     Returns:
         x̂ with z's shape, type and device, differentiable in z and in the matrices of dense Q and R
@@ -57,7 +60,8 @@ def denoise(
         ValueError: If the budget is too small for a single pair of images, or other operators are
             to be translated, or other ranks ask something else.
     """
-    problem = Problem(queries, responses, source, sigma, budget, precision, translated, ranks)
+    how = budget, precision, translated, ranks, features
+    problem = Problem(queries, responses, source, sigma, *how)
     if ranks is not None:
         _agree(problem, z)
     asked = isinstance(queries, Box) or not problem.exact  # on a CUDA device it takes a while

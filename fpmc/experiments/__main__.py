@@ -40,7 +40,7 @@ __all__ = ["main"]
 
 ON_SHIPPED_NETWORKS = ("schedules", "denoising", "samples")
 """What is needed where the networks are shipped."""
-BY_NAME = ("published", "tuning", "augmentation", "recipe")
+BY_NAME = ("published", "tuning", "augmentation", "recipe", "axes")
 """What runs only where it is named."""
 ON_OTHERS = tuple(name for name in STAGES if name not in BY_NAME)
 """What runs elsewhere if no stage is named."""

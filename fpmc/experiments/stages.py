@@ -4,6 +4,7 @@ import torch
 
 from fpmc.experiments import (
     augmentation,
+    axes,
     denoising,
     engine,
     maps,
@@ -21,7 +22,7 @@ from fpmc.experiments.job import Job
 __all__ = ["STAGES", "run"]
 
 MODULES = (train, worth, maps, schedules, denoising, samples, published, tuning, augmentation)
-STAGES = {stage.__name__.rpartition(".")[2]: stage for stage in (*MODULES, recipe, engine)}
+STAGES = {stage.__name__.rpartition(".")[2]: stage for stage in (*MODULES, recipe, axes, engine)}
 """{name: module with a function run(job, clock)}, in order."""
 
 

@@ -140,6 +140,8 @@ class _Run:
         self.network, self.tuned, self.settings, self.shared = network, tuned, settings, shared
         self.device = shared.device
         shared.check(settings.batch, settings.subset)
+        if denoiser.features(settings.sigma) is not None:
+            raise ValueError("denoiser: got one with features, wanted one that compares in pixels")
         self.given: tuple[Operator, Operator] = denoiser.operators(settings.sigma)
         self.source, self.budget = denoiser.source, budget
         if settings.subset is not None and settings.subset > len(self.source):

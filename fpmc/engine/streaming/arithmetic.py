@@ -71,11 +71,11 @@ def tiles(
     if isinstance(queries, Ones):
         dtype = torch.float64  # its expanded distance needs the digits, and takes one product
     z_t = z_t.to(dtype)
-    prior = log_weights(source, z_t)
+    prior, keys = log_weights(source, z_t), problem.keys(z_t)
     for start in range(0, len(source), n):
         index = slice(start, min(start + n, len(source)))
         x = read(source, index, z_t)
-        ell = _distances(z_t, sigma, x, queries).mul_(-1 / (2 * sigma**2))
+        ell = _distances(keys, sigma, problem.keys(x), queries).mul_(-1 / (2 * sigma**2))
         if prior is not None:
             ell += prior[index]
         yield x, ell

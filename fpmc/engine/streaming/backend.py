@@ -60,7 +60,8 @@ class Streaming:
         types = dtypes(like, exact=back or self.problem.exact)
         keep = again * (1 + back) * types.weights.itemsize
         arguments = (batch, n, source.shape, self.problem.operators)
-        return tile(*arguments, self.problem.budget, like.device, keep=keep)
+        more = {"keep": keep, "held": self.problem.held}
+        return tile(*arguments, self.problem.budget, like.device, **more)
 
     @without_autograd
     def answer(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -209,8 +209,8 @@ def _parts(z, problem, **options):
         yield part, partial(tiles, pixels_first(z[part]), problem, size.n)
 
 
-def _size(z, problem, operators, **options) -> Tile:
+def _size(z, problem, operators, held=0, **options) -> Tile:
     """How much at a time, of what applies these operators."""
     source = problem.source
     arguments = (len(z), len(source), source.shape, operators, problem.budget, z.device)
-    return tile(*arguments, **options)
+    return tile(*arguments, held=problem.held + held, **options)

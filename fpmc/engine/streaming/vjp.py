@@ -57,7 +57,9 @@ def backward(
     scaled = gradient / coverage(responses, z_t)
     kept = Kept(z_t, problem, size, types, slopes=True)
     log_norm, average = _average_slopes(kept, scaled, x_hat, responses)
-    spread_q, to_z = queries.to(z_t.to(types.weights)), torch.zeros_like(z_t)
+    spread_q, keys = queries.to(z_t.to(types.weights)), problem.keys
+    z_keys, answer_keys = keys(z_t), keys(x_hat)
+    to_z = torch.zeros_like(z_keys)
     for x, t, s in kept.again(log_norm):
         use = significant(t)
         x, weights = x[..., use], exp(t[..., use])
@@ -67,10 +69,13 @@ def backward(
         if to_r is not None:
             to_r += _outer(weights, products).view_as(to_r)
         to_ell = (s - average.to(s)).mul_(weights)
-        to_z += _to_z(to_ell, x, x_hat, spread_q).div_(sigma**2)
+        x_keys = keys(x)
+        to_z += _to_z(to_ell, x_keys, answer_keys, spread_q).div_(sigma**2)
         if to_q is not None:
-            delta = differences(z_t.to(x), x, queries).to(to_ell)
+            delta = differences(z_keys.to(x), x_keys, queries).to(to_ell)
             to_q -= _outer(to_ell, delta).view_as(to_q).div_(2 * sigma**2)
+    if problem.features is not None:
+        to_z = problem.features.transpose(to_z)
     return to_z if problem.ranks is None else problem.ranks.sum(to_z)
 
 

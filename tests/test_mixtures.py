@@ -1,0 +1,135 @@
+"""Gaussians in place of points: both ends of the mixture, and what lies between."""
+
+import pickle
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+import fpmc
+from fpmc import methods, mixtures
+from fpmc.mixtures import Mixture
+from tests.helpers import images, relative
+
+SHAPE = (2, 5, 5)
+X = images(30, SHAPE, 1, torch.float64)
+SOURCE = fpmc.Source(X)
+Z = images(3, SHAPE, 2, torch.float64) * 1.5
+
+
+def covariance(d, seed, size=0.3):
+    root = images(d, (1, 1, d), seed, torch.float64).flatten(1) * size
+    return root @ root.T
+
+
+def transcribed(patch, sigma, weights, means, covariances):
+    """The posterior mean of one patch, by densities and solved equations."""
+    noise = sigma**2 * torch.eye(len(patch), dtype=torch.float64)
+    terms = list(zip(weights, means.flatten(1), covariances, strict=True))
+    log = torch.stack([w.log() + MultivariateNormal(m, s + noise).log_prob(patch)
+                       for w, m, s in terms])  # fmt: skip
+    answers = [m + s @ torch.linalg.solve(s + noise, patch - m) for _, m, s in terms]
+    return log.softmax(0) @ torch.stack(answers)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
+@pytest.mark.parametrize("p", [2, 5])
+def test_an_answer_is_the_average_of_patches_posterior_means(p, sigma):
+    d = 2 * p * p
+    weights, means = torch.tensor([0.2, 0.5, 0.3]).double(), images(3, (2, p, p), 4, X.dtype)
+    covariances = torch.stack([covariance(d, seed) for seed in (5, 6, 7)])
+    total, counts = torch.zeros_like(Z), torch.zeros_like(Z)
+    for z, to, count in zip(Z, total, counts, strict=True):
+        for i in range(6 - p):
+            for j in range(6 - p):
+                place = (slice(None), slice(i, i + p), slice(j, j + p))
+                patch = z[place].flatten()
+                mean = transcribed(patch, sigma, weights, means, covariances)
+                to[place] += mean.view(2, p, p)
+                count[place] += 1
+    answer = Mixture(SHAPE, weights, means, covariances)(Z, sigma)
+    assert relative(answer, total / counts) < 1e-10
+
+
+def test_points_are_the_optimal_denoiser():
+    points = Mixture(SHAPE, torch.ones(30), X, torch.zeros(1, 50, 50))
+    for sigma in (0.1, 1.0):
+        assert relative(points(Z, sigma), methods.optimal(SOURCE)(Z, sigma)) < 1e-9
+
+
+def test_one_component_is_the_wiener_filter():
+    one = mixtures.fit(SOURCE, 5, 1, floor=1e-12)
+    assert relative(one(Z, 0.5), methods.wiener(SOURCE)(Z, 0.5)) < 1e-8
+
+
+def test_a_width_around_each_point_is_a_whitened_collection_and_a_linear_part():
+    gaussian, sigma, share = methods.wiener(SOURCE), 0.6, 0.2
+    u, values = gaussian.eigenvectors, gaussian.eigenvalues
+    shared = share * (u * values) @ u.T
+    wide = Mixture(SHAPE, torch.ones(30), X, shared[None])
+    ones = fpmc.operators.Ones(SHAPE[1:])
+    keyed = fpmc.FPMC(ones, ones, SOURCE, features=gaussian.whitening(share))(Z, sigma)
+    gain = shared @ torch.linalg.inv(shared + sigma**2 * torch.eye(50, dtype=X.dtype))
+    blend = keyed + ((Z - keyed).flatten(1) @ gain).view_as(Z)
+    assert relative(wide(Z, sigma), blend) < 1e-9
+
+
+def test_an_isotropic_width_is_a_change_of_sigma_and_a_blend():
+    sigma, width = 0.4, 0.3
+    wide = Mixture(SHAPE, torch.ones(30), X, width**2 * torch.eye(50, dtype=X.dtype)[None])
+    points = methods.optimal(SOURCE)(Z, (sigma**2 + width**2) ** 0.5)
+    gain = width**2 / (sigma**2 + width**2)
+    assert relative(wide(Z, sigma), gain * Z + (1 - gain) * points) < 1e-9
+
+
+def test_steps_of_the_fit_never_lower_the_likelihood():
+    def likelihood(steps):
+        mixture = mixtures.fit(SOURCE, 3, 4, steps=steps, seed=3, floor=1e-9)
+        patches = mixtures.all_patches(X, 3).flatten(0, 1)
+        return mixture.log_weights(patches, 0.0).logsumexp(1).mean()
+
+    values = [likelihood(steps).item() for steps in range(5)]
+    assert values == sorted(values)
+
+
+def test_the_fit_depends_on_the_seed_alone_and_on_the_source_s_weights():
+    one, again = (mixtures.fit(SOURCE, 3, 3, steps=2, seed=5)(Z, 0.5) for _ in range(2))
+    assert torch.equal(one, again)
+    one_hot = fpmc.Source(X).without(list(range(1, 30)))
+    alone = mixtures.fit(one_hot, 5, 1, patches=50)
+    torch.testing.assert_close(alone.means[0], X[0])
+
+
+def test_gradients_and_pickles():
+    mixture = mixtures.fit(SOURCE, 3, 2, steps=1)
+    z = Z[:1].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: mixture(z, 0.7), (z,))
+    assert torch.equal(pickle.loads(pickle.dumps(mixture))(Z, 0.5), mixture(Z, 0.5))
+    assert mixture(Z.float(), 0.5).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"means": torch.zeros(3, 2, 6, 6)}, "means: got"),
+        ({"covariances": torch.zeros(3, 7, 7)}, "covariances: got shape"),
+        ({"covariances": -torch.eye(18)[None]}, "covariances: got a matrix"),
+        ({"weights": torch.tensor([1.0, 0.0, 1.0])}, "weights: got"),
+        ({"weights": torch.tensor([1.0, torch.nan, 1.0])}, "weights: got NaN"),
+    ],
+)
+def test_bad_components_get_one_error(change, told):
+    given = {
+        "weights": torch.ones(3),
+        "means": torch.zeros(3, 2, 3, 3),
+        "covariances": torch.eye(18)[None],
+    }
+    with pytest.raises(ValueError, match=told):
+        Mixture(SHAPE, **(given | change))
+
+
+@pytest.mark.parametrize("wrong", [{"p": 6}, {"m": 0}, {"floor": 0.0}, {"patches": 1}])
+def test_bad_arguments_of_a_fit_get_one_error(wrong):
+    name = next(iter(wrong))
+    with pytest.raises(ValueError, match=f"{name}: got"):
+        mixtures.fit(SOURCE, **({"p": 3, "m": 2} | wrong))
