@@ -25,7 +25,7 @@ status 75) goes on with the same command.
   Long: it runs where it is named.
 - recipe: what tuning and a larger source add to PSPC-Flex, alone and together, and in which order,
   and where the Wiener filter is nearer. Long: it runs where it is named.
-- axes: what ways that the papers leave open gain over PSPC-Flex: other keys, kernels and estimators,
+- axes: what ways that the papers leave open gain over PSPC-Flex: other keys, kernels, estimators,
   Gaussians in the place of points. Long: it runs where it is named.
 - engine: the scripts of benchmarks/ on this device.
 """
