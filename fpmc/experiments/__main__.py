@@ -25,6 +25,8 @@ status 75) goes on with the same command.
   Long: it runs where it is named.
 - recipe: what tuning and a larger source add to PSPC-Flex, alone and together, and in which order,
   and where the Wiener filter is nearer. Long: it runs where it is named.
+- distributional: samples of networks of means and of networks that draw, by the number of their
+  calls, which it trains over β, λ and m. Long: it runs where it is named.
 - engine: the scripts of benchmarks/ on this device.
 """
 
@@ -40,7 +42,7 @@ __all__ = ["main"]
 
 ON_SHIPPED_NETWORKS = ("schedules", "denoising", "samples")
 """What is needed where the networks are shipped."""
-BY_NAME = ("published", "tuning", "augmentation", "recipe")
+BY_NAME = ("published", "tuning", "augmentation", "recipe", "distributional")
 """What runs only where it is named."""
 ON_OTHERS = tuple(name for name in STAGES if name not in BY_NAME)
 """What runs elsewhere if no stage is named."""

@@ -5,6 +5,7 @@ import torch
 from fpmc.experiments import (
     augmentation,
     denoising,
+    distributional,
     engine,
     maps,
     published,
@@ -21,7 +22,8 @@ from fpmc.experiments.job import Job
 __all__ = ["STAGES", "run"]
 
 MODULES = (train, worth, maps, schedules, denoising, samples, published, tuning, augmentation)
-STAGES = {stage.__name__.rpartition(".")[2]: stage for stage in (*MODULES, recipe, engine)}
+MODULES += (recipe, distributional, engine)
+STAGES = {stage.__name__.rpartition(".")[2]: stage for stage in MODULES}
 """{name: module with a function run(job, clock)}, in order."""
 
 
