@@ -14,11 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.checks import as_images, as_noise_level, as_positive, as_whole_number, kind
-from fpmc.denoiser import DropIn
+from fpmc.denoiser import DropIn, question_of_one_level
 from fpmc.features import Features
 from fpmc.levels import Latest
 from fpmc.modes import lasting
 from fpmc.moments import moments, principal_axes
+from fpmc.seeds import own_stream
 from fpmc.source import Source, as_source
 
 __all__ = ["Gaussian"]
@@ -197,6 +198,44 @@ class Gaussian(DropIn):
     def _move(self, device: torch.device) -> None:
         for name in ("mean", "eigenvalues", "eigenvectors"):
             setattr(self, name, getattr(self, name).to(device))
+
+    def draws(
+        self,
+        z: Float[Tensor, "b c h w"],
+        sigma: float,
+        n: int = 1,
+        seed: int | torch.Generator | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "m b c h w"]:
+        r"""Draws from p(x | z), which is Gaussian, too.
+
+        .. math:: x \mid z \sim N\big(D(z, \sigma),\ \sigma^2 \Sigma (\Sigma + \sigma^2 I)^{-1}\big)
+
+        Args:
+            z: Noisy images, shape (b, c, h, w).
+            sigma: The noise level σ > 0, one for all.
+            n: Draws for each, at least 1.
+            seed: A seed, 0 if left out, or a generator.
+            generator: A generator, in the seed's place.
+
+        Returns:
+            Shape (n, b, c, h, w), of z's type.
+
+        Raises:
+            TypeError: If z is not a floating-point tensor, sigma not a number, n not a whole one,
+                or the seed neither seed nor generator.
+            ValueError: If z's shape is not the mean's, it holds NaN, a number is out of range, or
+                seed and generator are both given.
+        """
+        m, noise = as_whole_number(n, "n", 1), own_stream("gaussian", seed, generator)
+        z, level = question_of_one_level(z, sigma, self.shape)
+        u = self.eigenvectors.to(z.device)
+        spread = level * self._gain(level).sqrt().to(z.device)
+        xi = torch.randn(
+            m, len(z), len(spread), generator=noise, dtype=torch.float64, device=noise.device
+        )
+        return self._answer(z, level) + ((xi.to(z.device) * spread) @ u.T).view(m, *z.shape).to(z)
 
     def sample(
         self, z: Float[Tensor, "b c h w"], sigma_max: float, sigma: float = 0.0

@@ -46,7 +46,7 @@ SETTINGS = "settings"
 """What stands beside the measures, and is no method: what decided the samples, as JSON."""
 TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command", "trained_on")
 TEXT += ("device", "precision", "version", "torch", "code", "date", "network_hash", "data_hash")
-TEXT += ("kind", "fault", "outcome")
+TEXT += ("kind", "fault", "outcome", "sampler")
 TEXT += ("schedule_hash", "maps_hash", "arguments", "learn", "tuning", "strategy", "by", "step")
 TEXT += ("before", "axis", "chosen")
 
@@ -72,8 +72,8 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials", "tuning", "augmentation", "published", "recipe" or "axes"; or "faults" of
-            "faults".
+            "trials", "tuning", "augmentation", "published", "recipe", "axes", "distributional" or
+            "draws_cost"; or "faults" of "faults".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:

@@ -6,6 +6,7 @@ Diffusion Models with Scoring Rules".
 """
 
 from fpmc.distributional.bridge import sample
+from fpmc.distributional.composite import composite
 from fpmc.distributional.scoring import energy_score, kernel_score
 
-__all__ = ["energy_score", "kernel_score", "sample"]
+__all__ = ["composite", "energy_score", "kernel_score", "sample"]

@@ -6,6 +6,7 @@ from fpmc.experiments import (
     augmentation,
     axes,
     denoising,
+    distributional,
     engine,
     maps,
     published,
@@ -22,7 +23,8 @@ from fpmc.experiments.job import Job
 __all__ = ["STAGES", "run"]
 
 MODULES = (train, worth, maps, schedules, denoising, samples, published, tuning, augmentation)
-STAGES = {stage.__name__.rpartition(".")[2]: stage for stage in (*MODULES, recipe, axes, engine)}
+MODULES += (recipe, axes, distributional, engine)
+STAGES = {stage.__name__.rpartition(".")[2]: stage for stage in MODULES}
 """{name: module with a function run(job, clock)}, in order."""
 
 

@@ -15,6 +15,7 @@ PAPERS = {
     "niedoba2024": "PSPC, workshop version",
     "niedoba2025": "PSPC",
     "kamb2025": "Kamb and Ganguli",
+    "debortoli2025": "De Bortoli et al.",
     "lukoianov2025": "Lukoianov et al.",
     "niedoba2026": "FPMC",
 }

@@ -25,7 +25,7 @@ ERRORS = 2.0
 SAME = 1e-4
 """The share up to which two numbers are the same, whatever their errors: rounding makes as much."""
 KEYS = ("z", "sigma", "network", "method", "schedule", "n_source", "learn", "trial")
-KEYS += ("strategy", "size", "mask_level", "reference", "by", "step")
+KEYS += ("strategy", "size", "mask_level", "reference", "by", "step", "sampler", "calls")
 """What tells the rows of a table apart. Rows are compared that agree in all of them but those that
 a test sets."""
 Row = Mapping[str, Any]

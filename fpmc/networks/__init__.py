@@ -1,4 +1,4 @@
-"""Denoising networks: DDPM++, NCSN++ and DiT with EDM's preconditioning.
+"""Denoising networks: DDPM++, NCSN++ and DiT with EDM's preconditioning, of means or of draws.
 
 Training is in :mod:`fpmc.networks.train`, also as ``python -m fpmc.networks.train``.
 """
@@ -6,15 +6,18 @@ Training is in :mod:`fpmc.networks.train`, also as ``python -m fpmc.networks.tra
 from fpmc.networks.architectures import ARCHITECTURES, build
 from fpmc.networks.checkpoints import save
 from fpmc.networks.dit import DiT
-from fpmc.networks.loading import OFFICIAL, SHIPPED, card, label, load
+from fpmc.networks.drawing import Drawing
+from fpmc.networks.loading import DRAWING, OFFICIAL, SHIPPED, card, label, load
 from fpmc.networks.preconditioning import Preconditioned
 from fpmc.networks.unet import UNet
 
 __all__ = [
     "ARCHITECTURES",
+    "DRAWING",
     "OFFICIAL",
     "SHIPPED",
     "DiT",
+    "Drawing",
     "Preconditioned",
     "UNet",
     "build",

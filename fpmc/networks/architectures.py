@@ -8,6 +8,7 @@ import torch
 
 from fpmc.checks import as_whole_number
 from fpmc.networks.dit import DiT
+from fpmc.networks.drawing import Drawing
 from fpmc.networks.preconditioning import Preconditioned
 from fpmc.networks.unet import UNet
 
@@ -51,7 +52,8 @@ def build(
         shape: The images' (c, h, w).
         seed: Seed of the weights.
         options: The architecture's own: see :class:`fpmc.networks.UNet` and
-            :class:`fpmc.networks.DiT`.
+            :class:`fpmc.networks.DiT`. With ``xi=True`` the network is a
+            :class:`fpmc.networks.Drawing`, which draws.
 
     Raises:
         TypeError: If an option does not exist.
@@ -63,4 +65,5 @@ def build(
         torch.manual_seed(as_whole_number(seed, "seed", 0, 2**63 - 1))
         model = network(tuple(shape), **{**own, **options})
     made_from = {"arch": arch, "shape": list(shape), "options": options}
-    return Preconditioned(model, shape, architecture=made_from)
+    kind = Drawing if options.get("xi") else Preconditioned
+    return kind(model, shape, architecture=made_from)

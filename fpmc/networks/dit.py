@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fpmc.checks import as_whole_number
 from fpmc.networks.embedding import PositionalEmbedding
-from fpmc.networks.layers import linear
+from fpmc.networks.layers import channels_in, linear
 
 __all__ = ["DiT"]
 
@@ -69,6 +69,7 @@ class DiT(nn.Module):
 
     Args:
         shape: The images' (c, h, w); h = w.
+        xi: Whether ξ, noise of their shape, stands behind the images as further channels.
         patch: Side of the square of pixels that makes a token; divides the images' side.
         width: Features of a token, a multiple of 4 and of the number of heads.
         depth: Transformer blocks.
@@ -85,6 +86,7 @@ class DiT(nn.Module):
         self,
         shape: tuple[int, int, int],
         *,
+        xi: bool = False,
         patch: int = 4,
         width: int = 768,
         depth: int = 12,
@@ -102,7 +104,7 @@ class DiT(nn.Module):
         self.patch = patch
         self.map_noise = PositionalEmbedding(width)
         self.map_layer0, self.map_layer1 = linear(width, width), linear(width, width)
-        self.embed = linear(c * patch**2, width)
+        self.embed = linear(channels_in(shape, xi) * patch**2, width)
         self.register_buffer("positions", _positions(side // patch, width), persistent=False)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, dropout) for _ in range(depth))
         self.norm = _norm(width)
@@ -110,7 +112,7 @@ class DiT(nn.Module):
         self.out = _zero_linear(width, c * patch**2)
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, " b"]
+        self, x: Float[Tensor, "b i h w"], condition: Float[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         size = x.shape[-2:]
         embedding = F.silu(self.map_layer0(self.map_noise(condition)))

@@ -12,7 +12,7 @@ from fpmc.networks.official import load_official
 from fpmc.networks.preconditioning import Preconditioned
 from fpmc.storage import home, missing, whole
 
-__all__ = ["OFFICIAL", "SHIPPED", "card", "label", "load"]
+__all__ = ["DRAWING", "OFFICIAL", "SHIPPED", "card", "label", "load"]
 
 SHIPPED = (
     "digits/ddpmpp",
@@ -27,6 +27,9 @@ SHIPPED = (
     "fashion/ncsnpp",
 )
 """The networks that come with the package: dataset/architecture, and -seed if it is not 0."""
+
+DRAWING = ("digits/ddpmpp-draws",)
+"""Shipped networks that draw, :class:`fpmc.networks.Drawing`: called with ξ, no denoisers."""
 
 FOLDER = Path(str(resources.files("fpmc.networks"))) / "shipped"
 """Where they are; beside a DDPM++ that methods are tuned to, its sensitivity maps."""
@@ -56,16 +59,16 @@ def load(
     """A trained network, as a denoiser on the CPU in float32.
 
     Args:
-        network: The name of a shipped network (:data:`SHIPPED`), the name of an official one
-            (:data:`OFFICIAL`), a path to a .safetensors file of ours or to an official EDM .pkl,
-            or the address of either.
+        network: The name of a shipped network (:data:`SHIPPED`, :data:`DRAWING`), the name of an
+            official one (:data:`OFFICIAL`), a path to a .safetensors file of ours or to an
+            official EDM .pkl, or the address of either.
         cache: Where downloads go; ``networks`` below FPMC_DATA, or below ``~/.cache/fpmc``.
         sha256: The hash that a download must have. Without it the first download's is recorded
             beside the file, and every later one must have the same.
         shape: The (c, h, w) of the images that it must be for, if it matters.
 
     Returns:
-        The denoiser: ``denoiser(z, sigma)``.
+        The denoiser: ``denoiser(z, sigma)``; of a network that draws, ``network(z, sigma, xi)``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -118,7 +121,7 @@ def _path(network: str | os.PathLike, cache: str | os.PathLike | None, sha256: s
     if not isinstance(network, str | os.PathLike):
         raise TypeError(f"network: got {type(network).__name__}, wanted a name or a path")
     name = os.fspath(network)
-    if name in SHIPPED:
+    if name in (*SHIPPED, *DRAWING):
         return FOLDER / f"{name}.safetensors"
     if name in OFFICIAL:
         name = f"{ADDRESS}{name}.pkl"
@@ -127,8 +130,8 @@ def _path(network: str | os.PathLike, cache: str | os.PathLike | None, sha256: s
     path = Path(name).expanduser()
     if path.suffix not in (".safetensors", ".pkl"):
         raise ValueError(
-            f"network: got {name!r}, wanted one of {', '.join(SHIPPED + OFFICIAL)}, or a path or "
-            "an address that ends in .safetensors or .pkl"
+            f"network: got {name!r}, wanted one of {', '.join(SHIPPED + DRAWING + OFFICIAL)}, or a "
+            "path or an address that ends in .safetensors or .pkl"
         )
     if not path.is_file():
         raise missing(path)

@@ -58,7 +58,12 @@ class Preconditioned(nn.Module):
     def forward(
         self, z: Float[Tensor, "b c h w"], sigma: Any, class_labels: None = None
     ) -> Float[Tensor, "b c h w"]:
-        z, sigmas = question(z, sigma, class_labels, self.shape)
+        return self._answer(*question(z, sigma, class_labels, self.shape))
+
+    def _answer(
+        self, z: Float[Tensor, "b c h w"], sigmas: list[float], xi: Tensor | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """The answer to arguments that are checked."""
         if len(z) == 0:
             return z.clone()
         dtype, least, most = self._dtype(z), *self._limits(z)
@@ -69,7 +74,8 @@ class Preconditioned(nn.Module):
                     f"network in {dtype} can compute"
                 )
         levels = torch.tensor(sigmas, dtype=dtype, device=z.device)
-        return self.denoise(z.to(dtype), levels).to(z.dtype)
+        more = [] if xi is None else [xi.to(z.device, dtype)]
+        return self.denoise(z.to(dtype), levels, *more).to(z.dtype)
 
     @property
     def sigma_min(self) -> float:
@@ -95,12 +101,20 @@ class Preconditioned(nn.Module):
         return limits.tiny, limits.max**0.5
 
     def denoise(
-        self, z: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
+        self,
+        z: Float[Tensor, "b c h w"],
+        sigma: Float[Tensor, " b"],
+        xi: Float[Tensor, "b c h w"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """As a call, with one noise level per image and no checks: what training differentiates."""
+        """As a call, with one noise level per image and no checks: what training differentiates.
+
+        Where there is ξ, the model takes it as it is, behind the scaled images.
+        """
         spread = (sigma**2 + self.sigma_data**2).sqrt()[:, None, None, None]
         level = sigma[:, None, None, None]
-        answer = self.model(z / spread, sigma.log() / 4)
+        scaled = z / spread
+        inputs = scaled if xi is None else torch.cat([scaled, xi], dim=1)
+        answer = self.model(inputs, sigma.log() / 4)
         return (self.sigma_data / spread) ** 2 * z + level * self.sigma_data / spread * answer
 
     def extra_repr(self) -> str:

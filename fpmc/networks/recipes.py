@@ -27,14 +27,19 @@ class Recipe:
         rate: Highest learning rate; it rises linearly, then falls to 0 as a cosine.
         optimizer: "adam", or "muon" for matrices and convolutions, with Adam for the rest.
         flips: Whether every image is mirrored with probability ½.
-        target: What the network is taught to answer to z: the clean "image", or the training
-            set's "posterior" mean given z, which has the same gradient in expectation and less
-            noise.
+        target: What the network is taught to answer to z: the clean "image", or what the training
+            set's "posterior" given z says, its mean or draws from it, which has the same gradient
+            in expectation and less noise.
         levels: Mean and standard deviation of the normal distribution of ln σ over which the loss
             is averaged.
         draws: Mean and standard deviation of ln σ in the draws of the noise levels, stratified
             and weighted so that the expected loss stays the same. Empty: independent draws of
             the loss's own levels.
+        objective: "mean", the squared error, or "energy": the generalised energy score, by which a
+            network learns to draw from p(x | z).
+        beta: β of the energy score.
+        repulsion: λ of the energy score.
+        population: m, draws for each noisy image in the energy score.
         start: A network whose weights the training starts from, as ``fpmc.networks.load`` takes
             it; empty for fresh ones.
         seed: Seed of the weights, the order and the noise.
@@ -52,6 +57,10 @@ class Recipe:
     target: str = "image"
     levels: tuple[float, ...] = LEVELS
     draws: tuple[float, ...] = ()
+    objective: str = "mean"
+    beta: float = 2.0
+    repulsion: float = 0.0
+    population: int = 1
     start: str = ""
     seed: int = 0
 
@@ -76,6 +85,18 @@ HIGH = {
 
 CLOTHES = {"channels": 32, "multipliers": [1, 2, 2], "blocks": 1, "attention": [7], "dropout": 0.0}
 
+XI = {"xi": True, "dropout": 0.0}
+"""The options of a network that draws. Dropout would be noise that draws have in training alone."""
+
+ENERGY = {
+    "beta": 1.0,
+    "repulsion": 1.0,
+    "population": 4,
+    "levels": (1.0, 1.8),
+    "draws": (1.0, 1.8),
+}
+"""The energy score, and a loss whose levels reach σ = 80: a sampler in few steps starts there."""
+
 OTHER = {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000}
 """The options of a U-Net and of a DiT, and the budget, for a dataset that is not named below."""
 
@@ -96,6 +117,8 @@ over a dataset of unknown size may take too much memory: they are not among the 
 def recipe(data: str, arch: str, **changes: Any) -> Recipe:
     """The recipe of the shipped DDPM++ for this dataset, or its like for DiT, with changes.
 
+    With ``objective="energy"`` it is that of a network that draws: see :data:`XI`, :data:`ENERGY`.
+
     What a shipped network was trained with, its budget above all, is on its card.
 
     Args:
@@ -110,7 +133,10 @@ def recipe(data: str, arch: str, **changes: Any) -> Recipe:
         raise ValueError(f"arch: got {arch!r}, wanted one of {', '.join(ARCHITECTURES)}")
     default = dict(DEFAULTS.get(data, OTHER))
     unet, dit = default.pop("unet"), default.pop("dit")
-    plain = Recipe(data, arch, dit if arch == "dit" else unet, **default)
+    options = dit if arch == "dit" else unet
+    if changes.get("objective") == "energy":
+        default, options = default | ENERGY, options | XI
+    plain = Recipe(data, arch, options, **default)
     if "minutes" in changes and "images" not in changes:
         changes["images"] = 0
     return replace(plain, **changes)
@@ -127,6 +153,9 @@ def command(recipe: Recipe) -> str:
     words += ["--target", recipe.target]
     words += ["--levels", *map(str, recipe.levels)]
     words += ["--draws", *map(str, recipe.draws)]
+    if recipe.objective == "energy":
+        words += ["--objective", "energy", "--beta", str(recipe.beta)]
+        words += ["--lambda", str(recipe.repulsion), "--population", str(recipe.population)]
     if recipe.start:
         words += ["--start", recipe.start]
     words += ["--options", json.dumps(recipe.options)]

@@ -1,6 +1,9 @@
 """Train a network on the images that are also an FPMC's source.
 
     python -m fpmc.networks.train --data photos --arch ddpmpp
+    python -m fpmc.networks.train --data digits --arch ddpmpp --objective energy
+
+The second is a network that draws from p(x | z), trained by a scoring rule.
 
 What is left out is taken from the data's recipe, see :mod:`fpmc.networks.recipes`. A run that is
 told to end (SIGTERM) saves what it did and ends with status 143; the same command goes on.
@@ -20,16 +23,16 @@ from pathlib import Path
 import torch
 
 from fpmc import data as datasets
-from fpmc.checks import as_device, as_positive, as_whole_number
+from fpmc.checks import as_device, as_fraction, as_positive, as_whole_number
 from fpmc.networks.architectures import ARCHITECTURES, as_options
 from fpmc.networks.optimizers import OPTIMIZERS
 from fpmc.networks.preconditioning import Preconditioned
 from fpmc.networks.recipes import LEVELS, Recipe, recipe
-from fpmc.networks.training.loss import edm_loss, posterior_mean
+from fpmc.networks.training.loss import edm_loss, energy_loss, posterior_mean
 from fpmc.networks.training.run import Run, tf32
 from fpmc.processes import processes
 
-__all__ = ["edm_loss", "main", "posterior_mean", "train"]
+__all__ = ["edm_loss", "energy_loss", "main", "posterior_mean", "train"]
 
 
 def train(
@@ -76,10 +79,10 @@ def train(
         TimeoutError: If the limit came before the end of the budget; the same call goes on.
         FloatingPointError: If the loss is not finite; the last saved state is kept.
         TypeError: If the recipe's options are none of its architecture's.
-        ValueError: If the recipe has no budget, or an optimizer, a rate, a target, levels or draws
-            that do not exist, there is no such device or precision, the batch cannot be shared
-            between the processes, ``out`` cannot be written to or holds another recipe's run, or
-            its state cannot be read.
+        ValueError: If the recipe has no budget, or an objective, an optimizer, a rate, a target,
+            levels or draws that do not exist or do not go together, there is no such device or
+            precision, the batch cannot be shared between the processes, ``out`` cannot be written
+            to or holds another recipe's run, or its state cannot be read.
     """
     _check(recipe, precision)
     end = time.monotonic() + 60 * limit
@@ -107,6 +110,8 @@ def _check(recipe: Recipe, precision: str) -> None:
         raise ValueError(f"budget: got {recipe.images} images, {recipe.minutes} minutes")
     if not (recipe.images or recipe.minutes):
         raise ValueError("budget: got none, wanted images or minutes above 0")
+    if recipe.objective not in ("mean", "energy"):
+        raise ValueError(f"objective: got {recipe.objective!r}, wanted 'mean' or 'energy'")
     if recipe.target not in ("image", "posterior"):
         raise ValueError(f"target: got {recipe.target!r}, wanted 'image' or 'posterior'")
     for name, pair in (("levels", recipe.levels), ("draws", recipe.draws or LEVELS)):
@@ -116,7 +121,26 @@ def _check(recipe: Recipe, precision: str) -> None:
         raise ValueError(f"precision: got {precision!r}, wanted 'auto', 'bf16' or 'float32'")
     as_whole_number(recipe.batch, "batch", 1)
     as_positive(recipe.rate, "rate")
-    as_options(recipe.arch, recipe.options)
+    _check_score(recipe, bool(as_options(recipe.arch, recipe.options).get("xi")))
+
+
+def _check_score(recipe: Recipe, xi: bool) -> None:
+    """See that a network's objective, its ξ and the number of its draws go together."""
+    beta, repulsion = as_positive(recipe.beta, "beta"), as_fraction(recipe.repulsion, "lambda")
+    m = as_whole_number(recipe.population, "population", 1)
+    if beta > 2:
+        raise ValueError(f"beta: got {beta:g}, wanted a number above 0 and up to 2")
+    if recipe.objective == "mean" and (xi or (beta, repulsion, m) != (2, 0, 1)):
+        raise ValueError(
+            f"objective: got 'mean' with beta = {beta:g}, lambda = {repulsion:g}, population = {m}"
+            f"{' and xi' if xi else ''}, wanted 'energy' for these"
+        )
+    if repulsion > 0 and m < 2:
+        raise ValueError(f"population: got 1 with lambda = {repulsion:g}, wanted 2 or more")
+    if m > 1 and not xi:
+        raise ValueError(
+            f"options: got no xi with population = {m}, wanted xi = true: draws would be the same"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -137,6 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--target", choices=["image", "posterior"], help="what is taught")
     add("--levels", type=float, nargs=2, help="mean and deviation of ln σ in the loss")
     add("--draws", type=float, nargs="*", help="the same, of weighted draws; no number: the loss's")
+    add("--objective", choices=["mean", "energy"], help="squared error, or draws by energy score")
+    add("--beta", type=float, help="β of the energy score, up to 2 (default: 1)")
+    add("--lambda", type=float, dest="repulsion", help="λ of the energy score (default: 1)")
+    add("--population", type=int, help="m, draws for each noisy image in it (default: 4)")
     add("--start", help="a network whose weights the training starts from")
     add("--seed", type=int, help="seed of weights, order and noise (default: 0)")
     add("--options", type=json.loads, help='of the architecture, as JSON: {"channels": 64}')

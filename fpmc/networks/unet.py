@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fpmc.checks import as_whole_number
 from fpmc.networks.blocks import NEARLY_ZERO, Block, Convolution, group_norm
 from fpmc.networks.embedding import FourierEmbedding, PositionalEmbedding
-from fpmc.networks.layers import linear
+from fpmc.networks.layers import channels_in, linear
 
 __all__ = ["UNet"]
 
@@ -28,6 +28,7 @@ class UNet(nn.Module):
 
     Args:
         shape: The images' (c, h, w); h = w.
+        xi: Whether ξ, noise of their shape, stands behind the images as further channels.
         channels: Channels at full resolution, before the multipliers.
         multipliers: Factor of the channels at each resolution; each but the first halves the side.
         blocks: Residual blocks per resolution in the encoder; the decoder has one more.
@@ -50,6 +51,7 @@ class UNet(nn.Module):
         self,
         shape: tuple[int, int, int],
         *,
+        xi: bool = False,
         channels: int = 128,
         multipliers: Sequence[int] = (2, 2, 2),
         blocks: int = 4,
@@ -80,13 +82,14 @@ class UNet(nn.Module):
             return Block(c_in, c_out, features, taps=taps, dropout=dropout, **options)
 
         c, side, _ = shape
+        inputs = channels_in(shape, xi)
         levels = [(side >> i, channels * factor) for i, factor in enumerate(multipliers)]
         own = taps if encoder == "residual" else None
-        self.enc, skips = _encoder(block, c, channels, levels, blocks, attention, own)
+        self.enc, skips = _encoder(block, inputs, channels, levels, blocks, attention, own)
         self.dec = _decoder(block, c, skips, levels, blocks, attention)
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], condition: Float[Tensor, " b"]
+        self, x: Float[Tensor, "b i h w"], condition: Float[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         embedding = F.silu(self.map_layer0(self.map_noise(condition)))
         embedding = F.silu(self.map_layer1(embedding))
@@ -145,7 +148,7 @@ def _encoder(
 
     Args:
         block: Makes a residual block from channels in and out.
-        c: Channels of the images.
+        c: Channels of the input.
         now: Channels after the first layer.
         levels: Side and channels of each resolution, the largest first.
         blocks: Residual blocks per resolution.

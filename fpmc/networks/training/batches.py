@@ -15,10 +15,10 @@ __all__ = ["NoisyBatches", "held_out_batch"]
 
 
 class NoisyBatches:
-    """Images, noise levels, noise and weights, step by step; what a state holds is the step.
+    """Images, noise levels, noise, weights and maybe ξ, step by step; a state holds the step.
 
     Args:
-        recipe: Batch, seed, levels, draws and flips.
+        recipe: Batch, seed, levels, draws, flips, and whether ξ is drawn and how often.
         images: The training images, uint8, shape (n, c, h, w).
     """
 
@@ -27,7 +27,7 @@ class NoisyBatches:
         self.step = 0
         self.epoch, self.order = -1, torch.empty(0)
 
-    def __next__(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __next__(self) -> tuple[Tensor, ...]:
         batch = self.at(self.step)
         self.step += 1
         return batch
@@ -40,8 +40,11 @@ class NoisyBatches:
         """Take up what :meth:`state_dict` gave."""
         self.step = state["step"]
 
-    def at(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The batch of a step, for all processes together."""
+    def at(self, step: int) -> tuple[Tensor, ...]:
+        """The batch of a step, for all processes together.
+
+        ξ is there for networks that take it, shape (b, m, c, h, w).
+        """
         size, seed = self.recipe.batch, self.recipe.seed
         index = torch.tensor([self.position(i) for i in range(step * size, (step + 1) * size)])
         generator = torch.Generator().manual_seed(seed_of(seed, 1, step))
@@ -51,7 +54,7 @@ class NoisyBatches:
         mirrored = torch.rand(size, generator=generator) < 0.5
         if self.recipe.flips:
             x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-        return x, sigma, noise, weight
+        return x, sigma, noise, weight, *_xi(self.recipe, x, seed_of(seed, 4, step))
 
     def levels(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Noise levels of a step, and the density of the loss over that of the draws."""
@@ -76,12 +79,21 @@ class NoisyBatches:
         return int(self.order[place])
 
 
-def held_out_batch(images: Tensor, seed: int, n: int = 256) -> tuple[Tensor, Tensor, Tensor]:
-    """Held-out images, noise levels and noise, the same at every call.
+def _xi(recipe: Recipe, x: Tensor, seed: int) -> list[Tensor]:
+    """ξ of the draws for each image, if the network takes it: one array, or none."""
+    if not recipe.options.get("xi"):
+        return []
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(len(x), recipe.population, *x.shape[1:], generator=generator)]
+
+
+def held_out_batch(images: Tensor, recipe: Recipe, n: int = 256) -> tuple[Tensor | None, ...]:
+    """Held-out images, noise levels, noise and maybe ξ, the same at every call, as a loss has them.
 
     The levels are :data:`LEVELS`, whatever a recipe's are, so that curves compare.
     """
     x = to_float(images[:n])
-    generator = torch.Generator().manual_seed(seed_of(seed, 3))
+    generator = torch.Generator().manual_seed(seed_of(recipe.seed, 3))
     sigma = (LEVELS[0] + LEVELS[1] * torch.randn(len(x), generator=generator)).exp()
-    return x, sigma, torch.randn(x.shape, generator=generator)
+    noise = torch.randn(x.shape, generator=generator)
+    return x, sigma, noise, torch.ones(len(x)), None, *_xi(recipe, x, seed_of(recipe.seed, 5))

@@ -1,15 +1,16 @@
-r"""The denoising loss, and what stands in it for the image.
+r"""The losses, by which a network learns to answer with means or to draw, and their targets.
 
-Source: Karras et al. (2022), table 1, column "Ours".
+Source: Karras et al. (2022), table 1, column "Ours"; De Bortoli et al. (2025).
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fpmc.distributional.scoring import energy_score
 from fpmc.networks.preconditioning import Preconditioned
 
-__all__ = ["Loss", "edm_loss", "posterior_mean"]
+__all__ = ["Loss", "edm_loss", "energy_loss", "posterior_draws", "posterior_mean"]
 
 
 def edm_loss(
@@ -35,10 +36,63 @@ def edm_loss(
             levels that were drawn from another distribution.
         target: What stands in the loss in place of x as the answer, shape (b, c, h, w).
     """
-    level = (sigma**2 + network.sigma_data**2) / (sigma * network.sigma_data) ** 2
     error = network.denoise(x + sigma[:, None, None, None] * noise, sigma)
     error = error - (x if target is None else target)
-    return (weight * level * error.square().mean(dim=(1, 2, 3))).mean()
+    return (weight * _level(network, sigma) * error.square().mean(dim=(1, 2, 3))).mean()
+
+
+def energy_loss(
+    network: Preconditioned,
+    x: Float[Tensor, "b c h w"],
+    sigma: Float[Tensor, " b"],
+    noise: Tensor,
+    weight: Tensor | float = 1.0,
+    targets: Float[Tensor, "t b c h w"] | None = None,
+    xi: Float[Tensor, "b m c h w"] | None = None,
+    *,
+    beta: float,
+    repulsion: float,
+) -> Float[Tensor, ""]:
+    r"""The generalised energy score of m draws for each noisy image, in the denoising loss's units.
+
+    .. math:: \frac1b \sum_i \Big(\frac{\lambda(\sigma_i)}{D}\Big)^{\beta/2} \Big[
+        \frac1m \sum_j \|\hat x_{ij} - x_i\|^\beta
+        - \frac{\lambda}{2 m (m - 1)} \sum_{j \neq j'} \|\hat x_{ij} - \hat x_{ij'}\|^\beta \Big]
+
+    with :math:`\hat x_{ij} = \hat x(x_i + \sigma_i \epsilon_i, \sigma_i, \xi_{ij})`, λ(σ) of
+    :func:`edm_loss` and D dimensions. With β = 2, λ = 0 and without ξ it is that loss. All m draws
+    of all images are one call of the network.
+
+    Args:
+        network: x̂: one that draws, or without ξ one that does not.
+        x: Clean images in [-1, 1], shape (b, c, h, w).
+        sigma: A noise level for each, shape (b,).
+        noise: ε ~ N(0, I), shape (b, c, h, w).
+        weight: A further factor for each, as in :func:`edm_loss`.
+        targets: t draws from p(x | z) for each, over whose scores the loss is the mean, shape
+            (t, b, c, h, w); x itself, which is one, if left out.
+        xi: ξ ~ N(0, I), shape (b, m, c, h, w); left out, there is one answer, without any.
+        beta: β, above 0 and up to 2.
+        repulsion: λ, from 0 to 1.
+
+    Source: De Bortoli et al. (2025).
+    """
+    z, more = x + sigma[:, None, None, None] * noise, []
+    m = 1 if xi is None else xi.shape[1]
+    if xi is not None:
+        more = [xi.transpose(0, 1).flatten(0, 1)]
+    draws = network.denoise(z.repeat(m, 1, 1, 1), sigma.repeat(m), *more).unflatten(0, (m, -1))
+    targets = x[None] if targets is None else targets
+    t = len(targets)
+    each = draws[:, None].expand(m, t, *x.shape).flatten(1, 2)
+    score = energy_score(each, targets.flatten(0, 1), beta, repulsion).view(t, -1).mean(0)
+    level = _level(network, sigma) ** (beta / 2)
+    return (weight * level * (score / x[0].numel() ** (beta / 2))).mean()
+
+
+def _level(network: Preconditioned, sigma: Tensor) -> Tensor:
+    """λ(σ), the inverse of c_out²."""
+    return (sigma**2 + network.sigma_data**2) / (sigma * network.sigma_data) ** 2
 
 
 def posterior_mean(
@@ -51,17 +105,43 @@ def posterior_mean(
     scatter of x about it. Source: Xu, Tong and Jaakkola (2023), "Stable Target Field for Reduced
     Variance Score Estimation in Diffusion Models", here with the whole training set.
     """
+    return (_posterior(images, z, sigma) @ images.flatten(1)).reshape(z.shape)
+
+
+def posterior_draws(
+    images: Float[Tensor, "n c h w"],
+    z: Float[Tensor, "b c h w"],
+    sigma: Float[Tensor, " b"],
+    t: int,
+) -> Float[Tensor, "t b c h w"]:
+    """Independent draws of the images given z, t for each, by the global generator.
+
+    The image that z was made of is a draw from the same distribution. So a score averaged over
+    these has the same gradient in expectation as the score for that image, and less scatter.
+    """
+    index = torch.multinomial(_posterior(images, z, sigma), t, replacement=True)  # (b, t)
+    return images[index.T]
+
+
+def _posterior(images: Tensor, z: Tensor, sigma: Tensor) -> Float[Tensor, "b n"]:
+    """Each image's probability given z, all the same before."""
     x, flat = images.flatten(1), z.flatten(1)
-    logits = (flat @ x.T - x.square().sum(1) / 2) / sigma[:, None] ** 2
-    return (logits.softmax(1) @ x).reshape(z.shape)
+    return ((flat @ x.T - x.square().sum(1) / 2) / sigma[:, None] ** 2).softmax(1)
 
 
 class Loss(torch.nn.Module):
-    """The loss as a module, so that gradients can be averaged over processes."""
+    """A loss as a module, so that gradients can be averaged over processes.
 
-    def __init__(self, network: Preconditioned):
+    Args:
+        network: What is trained.
+        options: β and the repulsion of :func:`energy_loss`; without any it is :func:`edm_loss`.
+    """
+
+    def __init__(self, network: Preconditioned, **options: float):
         super().__init__()
-        self.network = network
+        self.network, self.options = network, options
 
-    def forward(self, *batch: Tensor) -> Tensor:
+    def forward(self, *batch: Tensor | None) -> Tensor:
+        if self.options:
+            return energy_loss(self.network, *batch, **self.options)
         return edm_loss(self.network, *batch)

@@ -23,7 +23,7 @@ from fpmc.networks.preconditioning import Preconditioned
 from fpmc.networks.recipes import Recipe, command
 from fpmc.networks.training.batches import NoisyBatches, held_out_batch
 from fpmc.networks.training.loop import Loop
-from fpmc.networks.training.loss import Loss, edm_loss, posterior_mean
+from fpmc.networks.training.loss import Loss, posterior_draws, posterior_mean
 from fpmc.processes import Processes
 from fpmc.source import to_float
 from fpmc.storage import try_writing, write_rows
@@ -40,6 +40,10 @@ LOG_EVERY = 10_000
 
 MAY_CHANGE = ("data", "images", "minutes")
 """What may differ when a run goes on: the budget, and where the images lie; a hash tells them."""
+ENERGY_ALONE = ("objective", "beta", "repulsion", "population")
+"""What the state of a network of means does not say."""
+TARGETS = 16
+"""Draws from the training set's posterior over which a score is averaged."""
 
 
 class Run:
@@ -71,7 +75,10 @@ class Run:
             self._begin(network)
         self.network = network.to(self.device).train()
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.loss = Loss(self.network)
+        self.score = {}
+        if recipe.objective == "energy":
+            self.score = {"beta": recipe.beta, "repulsion": recipe.repulsion}
+        self.loss = Loss(self.network, **self.score)
         if processes.world > 1:
             self.loss = DistributedDataParallel(self.loss)
         self.batches, self.known = NoisyBatches(recipe, dataset.train), None
@@ -82,12 +89,13 @@ class Run:
 
     def _loop(self) -> Loop:
         identity = asdict(self.recipe) | {"images_hash": fingerprint(self.dataset.train)}
+        apart = MAY_CHANGE if self.score else (*MAY_CHANGE, *ENERGY_ALONE)
         return Loop(
             step=self.gradient_of,
             batches=self.batches,
             optimizer=optimizer(self.recipe.optimizer, self.network, self.recipe.rate),
             parts={"network": self.network, "average": self.average},
-            identity={k: v for k, v in identity.items() if k not in MAY_CHANGE},
+            identity={k: v for k, v in identity.items() if k not in apart},
             path=self.out / "state.pt",
             budget=self.recipe.images,
             minutes=self.recipe.minutes,
@@ -103,13 +111,16 @@ class Run:
 
     def gradient_of(self, batch: tuple[Tensor, ...]) -> Tensor:
         """The loss of this process's part of a batch."""
-        part = [self.processes.part(values) for values in batch]
+        x, sigma, noise, weight, *xi = (self.processes.part(values) for values in batch)
+        target = None
         if self.known is not None:
-            x, sigma, noise, _ = part
             z = x + sigma[:, None, None, None] * noise
-            part.append(posterior_mean(self.known, z, sigma))
+            if self.score:
+                target = posterior_draws(self.known, z, sigma, TARGETS)
+            else:
+                target = posterior_mean(self.known, z, sigma)
         with self._autocast():
-            return self.loss(*part)
+            return self.loss(x, sigma, noise, weight, target, *xi)
 
     def compile(self) -> None:
         """Compile the loss and its gradient now: a budget in minutes does not count it."""
@@ -175,11 +186,12 @@ class Run:
 
     def _validate(self) -> dict[str, float]:
         """The loss on held-out images, by the averaged weights."""
-        batch = held_out_batch(self.dataset.test, self.recipe.seed)
+        batch = held_out_batch(self.dataset.test, self.recipe)
         held_out = math.nan
         if len(batch[0]):
+            at = (x.to(self.device) if isinstance(x, Tensor) else x for x in batch)
             with self._autocast():
-                held_out = edm_loss(self.average, *(x.to(self.device) for x in batch)).item()
+                held_out = Loss(self.average, **self.score)(*at).item()
         return {"held_out": round(held_out, 6)}
 
     def _save(self) -> None:
