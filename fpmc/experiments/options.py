@@ -53,7 +53,8 @@ STORED = {
     "digits": {"samples": 300, "fewer": {"els": 200}},
     "photos": {
         "points": 12,
-        "samples": 10,
+        "samples": 64,
+        "fewer": {"lukoianov": 12},
         "sources": {"els": 500},
         "joined": ("horizontal flips",),
     },
