@@ -2,8 +2,8 @@
 
 Usage: python tests/check_widths.py _build/html
 
-Every page is opened at the widths of a desk's screen and of a phone. A table may scroll inside a
-box of its own on the phone alone. Without a Chromium this says so, and passes.
+Every page is opened at the widths of a desk's screen and of a phone. A table or a formula may
+scroll inside a box of its own on the phone alone. Without a Chromium this says so, and passes.
 """
 
 import functools
@@ -39,8 +39,8 @@ function tooWide(view, width, desk) {
     const around = box(node, article);
     if (node.getBoundingClientRect().right > article.getBoundingClientRect().right + 1 && !around)
       found.push(`no box to scroll in, ${named(node)}`);
-    const scrolled = node.localName === "table" && around?.scrollWidth > around?.clientWidth + 1;
-    if (width === desk && scrolled)
+    const whole = node.localName === "table" || node.classList.contains("math");
+    if (width === desk && whole && around?.scrollWidth > around?.clientWidth + 1)
       found.push(`${around.scrollWidth} in ${around.clientWidth}, ${named(node)}`);
   }
   return found.map((what) => ({ width, what }));
