@@ -29,8 +29,7 @@ NUMBERED = {
     for part in PARTS
     if part.get("numbered")
 }
-# All but the comparison, which has one exercise: a method for its own tables.
-WITH_EXERCISES = [n for names in NUMBERED.values() for n in names if n != "comparison"]
+WITH_EXERCISES = [name for names in NUMBERED.values() for name in names]
 EXERCISE = re.compile(r"```\{exercise\} (.+)\n:label: ([\w-]+)\n")
 HEADER = chapters.BOOK.joinpath("optimal.md").read_text().split("\n# ")[0]
 
