@@ -57,7 +57,7 @@ class Features:
                 f"matrix: got shape {tuple(matrix.shape)} for features of shape {self.shape} of "
                 f"images of shape {self.images}, wanted {wanted}"
             )
-        if not (matrix.abs() <= EXTREME).all():
+        if not (matrix.double().abs() <= EXTREME).all():
             raise ValueError("matrix: got NaN or entries beyond 1e100, wanted smaller ones")
         self.matrix = matrix.detach()
 

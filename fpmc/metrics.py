@@ -194,7 +194,7 @@ def _as_sets(a: Tensor, b: Tensor) -> tuple[Float[Tensor, "n d"], Float[Tensor, 
             raise TypeError(f"{name}: got {kind(value)}, wanted a floating-point tensor")
         if value.ndim < 2 or len(value) < 2 or 0 in value.shape:
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, wanted two or more rows")
-        if not (value.abs() <= EXTREME).all():
+        if not (value.double().abs() <= EXTREME).all():
             raise ValueError(f"{name}: got NaN or infinite values, wanted finite ones")
     if a.shape[1:] != b.shape[1:]:
         raise ValueError(f"b: got shape {tuple(b.shape)}, wanted (m, ...) for {tuple(a.shape)}")

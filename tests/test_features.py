@@ -189,6 +189,8 @@ def tuned():
         (torch.zeros(0, 16), (1, 4, 4), (1, 0, 4), "shape: got 0, wanted at least 1"),
         (torch.eye(16).to_sparse(), (1, 4, 4), None, "matrix: got torch.sparse_coo, wanted"),
         (torch.eye(16).to(torch.float8_e4m3fn), (1, 4, 4), None, "matrix: got torch.float8"),
+        (torch.eye(16) / 0, (1, 4, 4), None, "matrix: got NaN or entries beyond"),
+        (torch.full((16, 16), torch.inf), (1, 4, 4), None, "matrix: got NaN or entries beyond"),
         (torch.eye(16).double() * 1e170, (1, 4, 4), None, "matrix: got NaN or entries beyond"),
     ],
 )
