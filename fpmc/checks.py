@@ -19,6 +19,7 @@ __all__ = [
     "as_noise_level",
     "as_noise_levels",
     "as_positive",
+    "as_shape",
     "as_whole_number",
     "kind",
 ]
@@ -136,6 +137,19 @@ def as_positive(value: Any, name: str, *, finite: bool = True) -> float:
     if not value > 0 or (finite and math.isinf(value)):
         raise ValueError(f"{name}: got {value}, wanted a {'finite ' * finite}number above 0")
     return float(value)
+
+
+def as_shape(shape: Any, name: str) -> tuple[int, int, int]:
+    """Return the (c, h, w) of images, or of features that lie as they do.
+
+    Raises:
+        TypeError: If a side is no whole number.
+        ValueError: If there are not three of them, or one is below 1.
+    """
+    if not isinstance(shape, tuple | list | torch.Size) or len(shape) != 3:
+        raise ValueError(f"{name}: got {shape!r}, wanted (c, h, w)")
+    c, h, w = (as_whole_number(side, name, 1) for side in shape)
+    return c, h, w
 
 
 def as_fraction(value: Any, name: str, *, zero: bool = True) -> float:

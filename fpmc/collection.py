@@ -122,7 +122,7 @@ class FPMC(DropIn):
         self, z: Float[Tensor, "b c h w"], sigma: float, ranks: Ranks | None = None
     ) -> Float[Tensor, "b c h w"]:
         queries, responses = self._operators(z, sigma)
-        _check_coverage(responses)
+        check_coverage(responses)
         how = {"precision": self.precision, "ranks": ranks, "features": self.features(sigma)}
         return engine.denoise(z, sigma, queries, responses, self.source, self.budget, **how)
 
@@ -232,7 +232,7 @@ class Posterior:
         return not_differentiable(value, "a posterior", z, *matrices)
 
 
-def _check_coverage(responses: Operator) -> None:
+def check_coverage(responses: Operator) -> None:
     """See that every pixel has a sum of response weights to divide by."""
     coverage = responses.coverage()
     uncovered = int((coverage <= 0).sum())

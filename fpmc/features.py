@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.checks import as_whole_number, kind
+from fpmc.checks import EXTREME, FLOATS, as_shape, kind
 
 __all__ = ["Features", "as_features", "dct"]
 
@@ -35,8 +35,8 @@ class Features:
             images if left out.
 
     Raises:
-        TypeError: If the matrix is not a floating-point tensor.
-        ValueError: If a shape does not fit, or an entry is NaN or infinite.
+        TypeError: If the matrix is not a dense floating-point tensor, or a side no whole number.
+        ValueError: If a shape is none or does not fit, or an entry is NaN or beyond 1e100.
     """
 
     def __init__(
@@ -45,17 +45,20 @@ class Features:
         images: tuple[int, int, int],
         shape: tuple[int, int, int] | None = None,
     ):
-        if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
+        if not isinstance(matrix, Tensor) or matrix.dtype not in FLOATS:
             raise TypeError(f"matrix: got {kind(matrix)}, wanted a floating-point tensor")
-        self.images, self.shape = tuple(images), tuple(shape or images)
+        if matrix.layout != torch.strided:
+            raise TypeError(f"matrix: got {matrix.layout}, wanted a dense tensor")
+        self.images = as_shape(images, "images")
+        self.shape = self.images if shape is None else as_shape(shape, "shape")
         wanted = math.prod(self.shape), math.prod(self.images)
-        if tuple(matrix.shape) != wanted or len(self.shape) != 3 or len(self.images) != 3:
+        if tuple(matrix.shape) != wanted:
             raise ValueError(
                 f"matrix: got shape {tuple(matrix.shape)} for features of shape {self.shape} of "
                 f"images of shape {self.images}, wanted {wanted}"
             )
-        if not matrix.isfinite().all():
-            raise ValueError("matrix: got NaN or infinite entries, wanted finite ones")
+        if not (matrix.double().abs() <= EXTREME).all():
+            raise ValueError("matrix: got NaN or entries beyond 1e100, wanted smaller ones")
         self.matrix = matrix.detach()
 
     def __repr__(self) -> str:
@@ -85,9 +88,13 @@ def dct(images: tuple[int, int, int]) -> Features:
     Args:
         images: The images' (c, h, w).
 
+    Raises:
+        TypeError: If a side is no whole number.
+        ValueError: If it is below 1, or there are not three.
+
     Source: Ahmed, Natarajan and Rao (1974).
     """
-    c, h, w = (as_whole_number(side, "images", 1) for side in images)
+    c, h, w = as_shape(images, "images")
     plane = torch.kron(_cosines(h), _cosines(w))
     return Features(torch.kron(torch.eye(c, dtype=plane.dtype), plane), (c, h, w))
 

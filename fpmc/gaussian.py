@@ -145,7 +145,10 @@ class Gaussian(DropIn):
             function: f, from eigenvalues λ ≥ 0 to as many values. Directions in which the source
                 does not vary have λ = 0, whether or not they are among the eigenvectors.
         """
-        u, rest = self.eigenvectors, function(self.eigenvalues.new_zeros(1))
+        u = self.eigenvectors
+        if len(u) == len(self.eigenvalues):
+            return u * function(self.eigenvalues) @ u.T
+        rest = function(self.eigenvalues.new_zeros(1))
         scaled = u * (function(self.eigenvalues) - rest) @ u.T
         return scaled.diagonal_scatter(scaled.diagonal() + rest)
 

@@ -10,11 +10,12 @@ answers and posteriors, and no gradients.
 from collections.abc import Callable
 from copy import copy
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fpmc.checks import as_positive
+from fpmc.checks import as_positive, kind
 from fpmc.operators import Operator
 
 __all__ = ["Bent", "laplace", "student"]
@@ -30,6 +31,8 @@ class Bent(Operator):
     """
 
     def __init__(self, queries: Operator, sigma: float, phi: Callable[[Tensor], Tensor]):
+        if not isinstance(queries, Operator):
+            raise TypeError(f"queries: got {kind(queries)}, wanted an operator at sigma = {sigma}")
         self.shape, self.k = queries.shape, queries.k
         self.queries, self.scale, self.phi = queries, 2 * sigma**2, phi
 
@@ -40,6 +43,13 @@ class Bent(Operator):
 
     def _apply(self, a: Tensor) -> Tensor:
         return self.phi(self.queries.apply(a) / self.scale) * self.scale
+
+    def dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        raise ValueError("queries: got a kernel other than the Gaussian, wanted a matrix")
+
+    def coverage(self) -> Tensor:
+        """Infinite: no path in float32, whose sums are products with a matrix, will hold it."""
+        return torch.full(self.shape, torch.inf, dtype=torch.float64)
 
     def _transpose(self, b: Tensor) -> Tensor:
         raise NotImplementedError("a kernel other than the Gaussian has no gradients")
@@ -56,9 +66,10 @@ def student(queries: Callable[[float], Operator], nu: float) -> Callable[[float]
         What :class:`fpmc.FPMC` takes for its queries.
 
     Raises:
+        TypeError: If the queries are no function, or ν no number.
         ValueError: If ν is not positive.
     """
-    return partial(_bent, queries, partial(_student, as_positive(nu, "nu")))
+    return partial(_bent, _as_function(queries), partial(_student, as_positive(nu, "nu")))
 
 
 def laplace(queries: Callable[[float], Operator], scale: float) -> Callable[[float], Operator]:
@@ -66,7 +77,15 @@ def laplace(queries: Callable[[float], Operator], scale: float) -> Callable[[flo
 
     Arguments and errors as in :func:`student`, with s > 0 for ν.
     """
-    return partial(_bent, queries, partial(_laplace, as_positive(scale, "scale")))
+    return partial(_bent, _as_function(queries), partial(_laplace, as_positive(scale, "scale")))
+
+
+def _as_function(queries: Any) -> Callable[[float], Operator]:
+    if not callable(queries):
+        raise TypeError(
+            f"queries: got {kind(queries)}, wanted a function from sigma to an operator"
+        )
+    return queries
 
 
 def _bent(queries: Callable, phi: Callable, sigma: float) -> Bent:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fpmc.checks import as_images, as_positive, kind
+from fpmc.checks import EXTREME, as_images, as_positive, kind
 from fpmc.engine.streaming import posterior
 from fpmc.operators import Ones, Operator
 from fpmc.source import Source, as_source
@@ -142,7 +142,7 @@ def energy_distance(
 
     Raises:
         TypeError: If either is not a floating-point tensor.
-        ValueError: If their shapes do not fit, they hold NaN, or β is out of range.
+        ValueError: If their shapes do not fit, they hold NaN or infinities, or β is out of range.
 
     Source: Székely and Rizzo (2013), equation (2.3).
     """
@@ -174,7 +174,7 @@ def frechet(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
 
     Raises:
         TypeError: If either is not a floating-point tensor.
-        ValueError: If their shapes do not fit, or they hold NaN.
+        ValueError: If their shapes do not fit, or they hold NaN or infinities.
 
     Source: Dowson and Landau (1982); Heusel et al. (2017).
     """
@@ -184,7 +184,7 @@ def frechet(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
     root = axes * values.clamp(min=0).sqrt() @ axes.T
     cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
     apart = (x.mean(0) - y.mean(0)).square().sum()
-    return (apart + first.trace() + second.trace() - 2 * cross).item()
+    return max(0.0, (apart + first.trace() + second.trace() - 2 * cross).item())
 
 
 def _as_sets(a: Tensor, b: Tensor) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
@@ -192,10 +192,10 @@ def _as_sets(a: Tensor, b: Tensor) -> tuple[Float[Tensor, "n d"], Float[Tensor, 
     for name, value in (("a", a), ("b", b)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise TypeError(f"{name}: got {kind(value)}, wanted a floating-point tensor")
-        if value.ndim < 2 or len(value) < 2:
+        if value.ndim < 2 or len(value) < 2 or 0 in value.shape:
             raise ValueError(f"{name}: got shape {tuple(value.shape)}, wanted two or more rows")
-        if value.isnan().any():
-            raise ValueError(f"{name}: got NaN, wanted numbers")
+        if not (value.double().abs() <= EXTREME).all():
+            raise ValueError(f"{name}: got NaN or infinite values, wanted finite ones")
     if a.shape[1:] != b.shape[1:]:
         raise ValueError(f"b: got shape {tuple(b.shape)}, wanted (m, ...) for {tuple(a.shape)}")
     return a.double().flatten(1), b.double().flatten(1)

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import fold, one_hot
 
-from fpmc.checks import as_positive, as_whole_number
+from fpmc.checks import as_positive, as_shape, as_whole_number, kind
 from fpmc.denoiser import DropIn
 from fpmc.modes import without_autograd
 from fpmc.seeds import own_stream
@@ -45,6 +45,8 @@ class Mixture(DropIn):
             (1, d, d), one for all.
 
     Raises:
+        TypeError: If the weights, means or covariances are no floating-point tensor, or a side no
+            whole number.
         ValueError: If a shape does not fit, a value is NaN or infinite, a weight is not positive or
             a covariance none.
 
@@ -58,9 +60,16 @@ class Mixture(DropIn):
         means: Float[Tensor, "m c p p"],
         covariances: Float[Tensor, "l d d"],
     ):
-        self._shape, m, d = tuple(shape), len(means), means[0].numel()
-        c, p, square = means.shape[1:]
-        if c != shape[0] or p != square or p > min(shape[1:]):
+        self._shape = shape = as_shape(shape, "shape")
+        for name, value in (("weights", weights), ("means", means), ("covariances", covariances)):
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                raise TypeError(f"{name}: got {kind(value)}, wanted a floating-point tensor")
+            if not value.isfinite().all():
+                raise ValueError(f"{name}: got NaN or infinite values, wanted finite ones")
+        m, *patch = means.shape
+        c, p, square = patch if len(patch) == 3 and m else (0, 0, 0)
+        d = c * p * p
+        if c != shape[0] or p != square or not 0 < p <= min(shape[1:]):
             raise ValueError(
                 f"means: got shape {tuple(means.shape)}, wanted (m, {shape[0]}, p, p) with p up to "
                 f"{min(shape[1:])}"
@@ -70,12 +79,9 @@ class Mixture(DropIn):
                 f"covariances: got shape {tuple(covariances.shape)}, wanted ({m}, {d}, {d}) or "
                 f"(1, {d}, {d})"
             )
-        for name, value in (("weights", weights), ("means", means), ("covariances", covariances)):
-            if not value.isfinite().all():
-                raise ValueError(f"{name}: got NaN or infinite values, wanted finite ones")
         if tuple(weights.shape) != (m,) or (weights <= 0).any():
             raise ValueError(f"weights: got {weights}, wanted {m} positive ones")
-        self.weights = weights.double() / weights.double().sum()
+        self.weights = weights.detach().double() / weights.detach().double().sum()
         self.means, covariances = means.detach().double(), covariances.detach().double()
         self.eigenvalues, self.eigenvectors = torch.linalg.eigh(covariances)
         least = -1e-6 * covariances.abs().max()

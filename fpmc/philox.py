@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fpmc.checks import as_whole_number, kind
+from fpmc.checks import as_shape, as_whole_number, kind
 
 __all__ = ["edm_labels", "edm_noise", "philox"]
 
@@ -102,7 +102,7 @@ def edm_noise(
     that of PyTorch's kernels for random numbers, the transform that of NVIDIA's cuRAND, and the
     sine's error is PTX's for ``sin.approx`` from −2π to 2π.
     """
-    keys, size = _keys(seeds), _size(shape)
+    keys, size = _keys(seeds), as_shape(shape, "shape")
     n = math.prod(size)
     threads = _threads(n, threads)
     noise = np.stack([_normal(n, key, threads) for key in keys])
@@ -138,7 +138,7 @@ def edm_labels(
 
     Source: Karras et al. (2022), the code's ``generate.py``.
     """
-    keys, n = np.array(_keys(seeds), np.uint64)[:, None], math.prod(_size(shape))
+    keys, n = np.array(_keys(seeds), np.uint64)[:, None], math.prod(as_shape(shape, "shape"))
     threads = _threads(n, threads)
     classes = as_whole_number(classes, "classes", 1, 2**28)
     each = as_whole_number(each, "each", 1, threads)
@@ -155,12 +155,6 @@ def _keys(seeds: Iterable[Any]) -> list[int]:
     if not keys:
         raise ValueError("seeds: got none, wanted one for each image")
     return keys
-
-
-def _size(shape: Any) -> list[int]:
-    if not isinstance(shape, tuple | list | torch.Size) or len(shape) != 3:
-        raise ValueError(f"shape: got {shape!r}, wanted (c, h, w)")
-    return [as_whole_number(s, "shape", 1) for s in shape]
 
 
 def _threads(n: int, threads: int | None) -> int:

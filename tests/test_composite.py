@@ -9,7 +9,7 @@ from fpmc import FPMC, Source, distributional, metrics
 from fpmc.distributional import composite
 from fpmc.experiments.features import SIZE, classifier
 from fpmc.gaussian import Gaussian
-from fpmc.operators import Box, Identity, Ones
+from fpmc.operators import Box, Dense, Identity, Ones
 from tests.helpers import images
 
 SHAPE = (2, 4, 4)
@@ -87,6 +87,9 @@ class TestComposite:
         patches, z = collection(Ones((4, 4))), images(1, SHAPE, 1)
         with pytest.raises(ValueError, match="n: got 0, wanted at least 1"):
             composite(patches, z, 1.0, 0)
+        half = Dense(torch.tensor([1.0, 0.0]).repeat_interleave(8).view(1, 4, 4))
+        with pytest.raises(ValueError, match="responses: 8 positions have no response weight"):
+            composite(collection(Ones((4, 4)), half), z, 0.5)
         with pytest.raises(ValueError, match="z: got shape"):
             composite(patches, z[:, :1], 1.0)
 
@@ -139,6 +142,8 @@ class TestEnergyDistance:
             ((x, x[:, :1]), r"b: got shape \(3, 1\), wanted"),
             ((x, x, 2.0), "beta: got 2, wanted a number above 0 and below 2"),
             ((x, x * math.nan), "b: got NaN"),
+            ((x + math.inf, x), "a: got NaN or infinite values"),
+            ((x[:, :0], x[:, :0]), r"a: got shape \(3, 0\)"),
         ):
             with pytest.raises(ValueError, match=says):
                 metrics.energy_distance(*arguments)
@@ -156,6 +161,8 @@ class TestFrechet:
         a, b = images(40, (5,), 0), images(30, (5,), 1)
         assert metrics.frechet(a, b) == pytest.approx(metrics.frechet(b, a))
         assert metrics.frechet(a, a) == pytest.approx(0, abs=1e-6)
+        for n in range(2, 9):  # rounding leaves no negative distance
+            assert metrics.frechet(a[:n], a[:n]) >= 0
 
 
 def test_the_classifier_of_digits_knows_them_and_is_the_same_each_time(digits):

@@ -178,3 +178,30 @@ def of(queries, phi):
 def tuned():
     collection = fpmc.FPMC(Ones((4, 5)), Ones((4, 5)), SOURCE, features=any_map())
     return fpmc.finetuning.finetune(collection, lambda z, s: z, None, 0.5, validation=Z.float())
+
+
+@pytest.mark.parametrize(
+    ("matrix", "images", "shape", "told"),
+    [
+        (torch.eye(16), 16, None, "images: got 16, wanted"),
+        (torch.eye(16), (1, 4, 4), 16, "shape: got 16, wanted"),
+        (torch.eye(16), (1, -4, -4), None, "images: got -4, wanted at least 1"),
+        (torch.zeros(0, 16), (1, 4, 4), (1, 0, 4), "shape: got 0, wanted at least 1"),
+        (torch.eye(16).to_sparse(), (1, 4, 4), None, "matrix: got torch.sparse_coo, wanted"),
+        (torch.eye(16).to(torch.float8_e4m3fn), (1, 4, 4), None, "matrix: got torch.float8"),
+        (torch.eye(16) / 0, (1, 4, 4), None, "matrix: got NaN or entries beyond"),
+        (torch.full((16, 16), torch.inf), (1, 4, 4), None, "matrix: got NaN or entries beyond"),
+        (torch.eye(16).double() * 1e170, (1, 4, 4), None, "matrix: got NaN or entries beyond"),
+    ],
+)
+@pytest.mark.usefixtures("as_users_do")
+def test_a_map_that_is_none_is_refused_by_name(matrix, images, shape, told):
+    with pytest.raises((TypeError, ValueError), match=f"^{told}"):
+        Features(matrix, images, shape)
+
+
+@pytest.mark.parametrize("shape", [4, (4, 4), (1, 1, 4, 4), None])
+@pytest.mark.usefixtures("as_users_do")
+def test_a_transform_of_no_images_is_refused_by_name(shape):
+    with pytest.raises(ValueError, match=r"^images: got .*, wanted \(c, h, w\)"):
+        features.dct(shape)

@@ -57,6 +57,26 @@ def test_a_kernel_has_no_gradients_and_says_so():
 
 
 @pytest.mark.parametrize("make", [kernels.student, kernels.laplace])
+@pytest.mark.parametrize("name", ["optimal", "PSPC-Square", "dense"])
+def test_a_kernel_is_computed_exactly_where_float32_would_do(make, name):
+    queries, responses = collections(SHAPE, 0)[name]
+    collection = fpmc.FPMC(make(Constant(queries), 2.0), responses, SOURCE)
+    fast = collection.with_precision("float32")(Z.float(), 0.5)
+    assert relative(fast, collection(Z, 0.5)) < 1e-5
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_queries_of_another_kind_are_refused_by_name():
+    queries = Dense(matrix(5, (4, 5), 3))
+    with pytest.raises(TypeError, match=r"queries: got Dense, wanted a function"):
+        kernels.student(queries, 3.0)
+    with pytest.raises(TypeError, match=r"queries: got NoneType, wanted an operator"):
+        kernels.student(Constant(None), 3.0)(0.5)
+    with pytest.raises(ValueError, match="queries: got a kernel other than the Gaussian"):
+        kernels.student(Constant(queries), 3.0)(0.5).dense()
+
+
+@pytest.mark.parametrize("make", [kernels.student, kernels.laplace])
 def test_a_scale_must_be_positive(make):
     with pytest.raises(ValueError, match="got 0"):
         make(Constant(Dense(matrix(5, (4, 5), 3))), 0)

@@ -116,16 +116,24 @@ def test_gradients_and_pickles():
         ({"covariances": -torch.eye(18)[None]}, "covariances: got a matrix"),
         ({"weights": torch.tensor([1.0, 0.0, 1.0])}, "weights: got"),
         ({"weights": torch.tensor([1.0, torch.nan, 1.0])}, "weights: got NaN"),
+        ({"weights": [1.0, 1.0, 1.0]}, "weights: got list, wanted"),
+        ({"means": torch.zeros(3, 18)}, "means: got shape"),
+        ({"means": torch.zeros(0, 2, 3, 3)}, "means: got shape"),
+        ({"means": torch.zeros(3, 2, 0, 0), "covariances": torch.zeros(1, 0, 0)}, "means: got"),
+        ({"covariances": torch.eye(18)[None] + 0j}, "covariances: got torch.complex64, wanted"),
+        ({"shape": 5}, "shape: got 5, wanted"),
     ],
 )
+@pytest.mark.usefixtures("as_users_do")
 def test_bad_components_get_one_error(change, told):
     given = {
+        "shape": SHAPE,
         "weights": torch.ones(3),
         "means": torch.zeros(3, 2, 3, 3),
         "covariances": torch.eye(18)[None],
     }
-    with pytest.raises(ValueError, match=told):
-        Mixture(SHAPE, **(given | change))
+    with pytest.raises((TypeError, ValueError), match=told):
+        Mixture(**(given | change))
 
 
 @pytest.mark.parametrize("wrong", [{"p": 6}, {"m": 0}, {"floor": 0.0}, {"patches": 1}])

@@ -443,6 +443,7 @@ class TestDownloads:
 
 def test_a_label_is_that_of_a_network():
     assert networks.label("digits/dit-1") == "DiT, seed 1"
+    assert networks.label("digits/ddpmpp-draws") == "DDPM++, draws"
     for name in ("nothing", "digits/unet"):
         with pytest.raises(ValueError, match=f"network: got '{name}', wanted a name like"):
             networks.label(name)

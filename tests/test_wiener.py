@@ -20,6 +20,12 @@ def spread(n, shape, seed):
     return (x + x.roll(1, -1) + x.mean((1, 2, 3), keepdim=True)) / 3
 
 
+def test_a_function_of_the_covariance_may_be_its_inverse():
+    gaussian = Gaussian.of_source(Source(spread(200, SHAPE, 0)))
+    inverse = gaussian.spectral(torch.reciprocal)
+    torch.testing.assert_close(inverse @ gaussian.spectral(lambda v: v), torch.eye(D).double())
+
+
 @pytest.mark.parametrize("weights", [None, torch.arange(1.0, 91.0)])
 def test_moments_are_numpys(weights):
     x = spread(90, SHAPE, 0)

@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fpmc.checks import as_images, as_whole_number
-from fpmc.collection import FPMC
+from fpmc.checks import as_images, as_whole_number, kind
+from fpmc.collection import FPMC, check_coverage
 from fpmc.seeds import own_stream
 
 __all__ = ["composite"]
@@ -69,15 +69,18 @@ def composite(
         Shape (n, b, c, h, w), of z's type.
 
     Raises:
-        TypeError: If n is not a whole number, or the seed neither seed nor generator; and as a call
-            of the collection.
+        TypeError: If the collection is none, n is not a whole number, or the seed neither seed
+            nor generator; and as a call of the collection.
         ValueError: If n or the seed is out of range, or seed and generator are both given; and as a
             call of the collection.
     """
     m, noise = as_whole_number(n, "n", 1), own_stream("composite", seed, generator)
+    if not isinstance(collection, FPMC):
+        raise TypeError(f"collection: got {kind(collection)}, wanted an fpmc.FPMC")
     z = as_images(z, "z", collection.shape)
-    c = z.shape[1]
-    responses = collection.operators(sigma)[1].dense().to(z)
+    c, responses = z.shape[1], collection.operators(sigma)[1]
+    check_coverage(responses)
+    responses = responses.dense().to(z)
     if responses.ndim == 3:
         responses = responses[:, None].expand(-1, c, -1, -1)  # (k, c, h, w)
     rows = responses / responses.sum(0)

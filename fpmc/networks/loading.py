@@ -103,7 +103,7 @@ def card(network: str | os.PathLike) -> dict[str, Any]:
 
 
 def label(network: str) -> str:
-    """A shipped network's name for a figure: "DDPM++", "DiT, seed 1".
+    """A shipped network's name for a figure: "DDPM++", "DiT, seed 1", "DDPM++, draws".
 
     Raises:
         ValueError: If the name is not that of a network as :data:`SHIPPED` has them.
@@ -114,6 +114,8 @@ def label(network: str) -> str:
             f"network: got {network!r}, wanted a name like {SHIPPED[0]}, with one of "
             f"{', '.join(LABELS)}"
         )
+    if network in DRAWING:
+        return f"{LABELS[arch]}, draws"
     return LABELS[arch] + (f", seed {seed}" if seed else "")
 
 
