@@ -37,7 +37,7 @@ class Problem:
             alike to its own place; whole images, all cyclic ones.
         ranks: The processes that sum over the other parts of the source, if this is one of several;
             None if it is all there is.
-        features: Φ, if Q acts on :math:`(\\Phi z - \\Phi x_n)^2`; None for pixels.
+        features: Φ, if Q acts on :math:`(\Phi z - \Phi x_n)^2`; None for pixels.
 
     Raises:
         ValueError: If other operators are to be translated, or any of a part; or if the source has
