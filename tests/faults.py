@@ -103,6 +103,20 @@ def content(path: Path) -> object:
     return torch.load(path, weights_only=True) and None
 
 
+def alike(kind: Kind, folder: Path, undisturbed: Path, said: str) -> None:
+    """See that a run left what an undisturbed one left; rows of a table may stand in any order.
+
+    Raises:
+        RuntimeError: If a file differs.
+    """
+    for file in kind.kept:
+        found, wanted = (content(place / file) for place in (folder, undisturbed))
+        if isinstance(found, list):
+            found, wanted = (sorted(map(repr, rows)) for rows in (found, wanted))
+        if found != wanted:
+            raise RuntimeError(f"{said}: {file} differs from an undisturbed run's")
+
+
 def readable(folder: Path) -> None:
     """See that every file of a folder is whole, however the run ended that wrote them."""
     for path in folder.rglob("*"):
@@ -134,7 +148,6 @@ def killed(name: str, kills: int, dice: random.Random, work: Path) -> dict[str, 
     kind, log = KINDS[name], work / f"{name}.log"
     undisturbed = work / f"{name}-undisturbed"
     seconds = finished(kind, undisturbed, log)
-    wanted = {file: content(undisturbed / file) for file in kind.kept}
     done, runs, unsaved, bar = 0, 0, [], tqdm(total=kills, desc=name)
     while done < kills:
         folder, ended = work / f"{name}-{runs}", False
@@ -153,10 +166,9 @@ def killed(name: str, kills: int, dice: random.Random, work: Path) -> dict[str, 
                 unsaved.append(time.time() - max([began, *saves]))
                 readable(folder)
         finished(kind, folder, log)
-        same = all(content(folder / file) == value for file, value in wanted.items())
-        extra = names(folder) ^ names(undisturbed)
-        if not same or extra:
-            raise RuntimeError(f"{name}: {'other bits' if not same else sorted(extra)}")
+        alike(kind, folder, undisturbed, name)
+        if extra := names(folder) ^ names(undisturbed):
+            raise RuntimeError(f"{name}: {sorted(extra)}")
         runs += 1
     return {
         "kind": name,
@@ -179,12 +191,7 @@ def together(name: str, times: int, work: Path) -> dict[str, object]:
         for process in [start(kind, folder, log) for _ in "ab"]:
             if process.wait():
                 raise RuntimeError(f"{name}, two processes: {told(log)}")
-        for file in kind.kept:
-            found, wanted = content(folder / file), content(alone / file)
-            if isinstance(found, list):
-                found, wanted = (sorted(map(repr, rows)) for rows in (found, wanted))
-            if found != wanted:
-                raise RuntimeError(f"{name}, two processes: {file} differs from one's alone")
+        alike(kind, folder, alone, f"{name}, two processes")
     return {
         "kind": name,
         "fault": "two processes on one folder",
@@ -235,9 +242,7 @@ def full(name: str, dice: random.Random, times: int, work: Path) -> dict[str, ob
             if folder.exists():
                 shutil.copytree(folder, rest)
         finished(kind, rest, log)
-        for file in kind.kept:
-            if content(rest / file) != content(undisturbed / file):
-                raise RuntimeError(f"{name}, full disk: {file} differs in the end")
+        alike(kind, rest, undisturbed, f"{name}, full disk")
     return {
         "kind": name,
         "fault": "full disk",
