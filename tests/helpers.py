@@ -2,12 +2,14 @@
 
 import contextlib
 
+import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fpmc.engine import reference
+from fpmc.networks.training.loop import Loop
 from fpmc.operators import Box, Dense, Identity, Ones
 
 
@@ -101,3 +103,19 @@ class PeakMemory(TorchDispatchMode):
         self.live = {key: entry for key, entry in self.live.items() if not entry[0].expired()}
         self.peak = max(self.peak, sum(size for _, size in self.live.values()))
         return result
+
+
+@contextlib.contextmanager
+def interrupted_after(steps, monkeypatch):
+    """The training inside is interrupted after so many steps."""
+    advance, count = Loop._advance, iter(range(steps))
+
+    def stop(self, share):
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        advance(self, share)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_advance", stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield

@@ -16,12 +16,11 @@ from fpmc.distributional import energy_score
 from fpmc.networks import train as training
 from fpmc.networks.recipes import ENERGY, Recipe, command, recipe
 from fpmc.networks.train import edm_loss, energy_loss, train
-from fpmc.networks.training.loop import Loop
 from fpmc.networks.training.loss import posterior_draws
 from fpmc.networks.training.run import Run
 from fpmc.processes import ALONE
 from fpmc.source import to_float
-from tests.helpers import images
+from tests.helpers import images, interrupted_after
 
 SMALL = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.0}
 TOKENS = {"patch": 2, "width": 16, "depth": 1, "heads": 2, "dropout": 0.0}
@@ -271,17 +270,8 @@ class TestTraining:
     ):
         chosen = replace(DRAWS, target=target)
         whole = run(toy, tmp_path / "whole", chosen)
-        advance, count = Loop._advance, iter(range(4))
-
-        def stop(self, share):
-            if next(count, None) is None:
-                raise KeyboardInterrupt
-            advance(self, share)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Loop, "_advance", stop)
-            with pytest.raises(KeyboardInterrupt):
-                run(toy, tmp_path / "stopped", chosen, save_minutes=0)
+        with interrupted_after(4, monkeypatch):
+            run(toy, tmp_path / "stopped", chosen, save_minutes=0)
         resumed = run(toy, tmp_path / "stopped", chosen)
         assert torch.equal(weights(resumed), weights(whole))
 

@@ -32,6 +32,7 @@ from fpmc.networks.training.run import Run
 from fpmc.processes import ALONE
 from fpmc.sensitivity import __main__ as sensitivity
 from fpmc.source import to_float
+from tests.helpers import interrupted_after
 
 OPTIONS = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.2}
 WIDER = OPTIONS | {"channels": 16}
@@ -269,17 +270,8 @@ class TestResume:
     ):
         recipe = replace(RECIPE, **changes)
         whole = run(toy, tmp_path / "whole", recipe)
-        advance, count = Loop._advance, iter(range(steps))
-
-        def stop(self, share):
-            if next(count, None) is None:
-                raise KeyboardInterrupt
-            advance(self, share)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Loop, "_advance", stop)
-            with pytest.raises(KeyboardInterrupt):
-                run(toy, tmp_path / "stopped", recipe, save_minutes=0)
+        with interrupted_after(steps, monkeypatch):
+            run(toy, tmp_path / "stopped", recipe, save_minutes=0)
         assert state(tmp_path / "stopped")["loop"]["done"] == steps
         resumed = run(toy, tmp_path / "stopped", recipe)
         assert torch.equal(weights(resumed), weights(whole))
