@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import fpmc
-from fpmc import augment, data, diffusion, methods, networks, results, sensitivity
+from fpmc import augment, data, diffusion, methods, results
 from fpmc.experiments import augmentation
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job
 from fpmc.source import to_float
 from tests.helpers import exact
-from tests.test_networks import tiny
+from tests.small_jobs import digits_job, untrained
 
 LEVELS = [2.0, 0.3]
 POINTS = 6
@@ -23,10 +23,7 @@ POINTS = 6
 def files(tmp_path_factory):
     """An untrained network and its maps."""
     folder = tmp_path_factory.mktemp("network")
-    networks.save(tiny(shape=(1, 8, 8)), folder / "network.safetensors")
-    network = networks.load(folder / "network.safetensors")
-    maps = sensitivity.maps_over(network, LEVELS, data.load("digits").test[:1])
-    sensitivity.write(folder / "maps.npz", maps)
+    untrained(folder, LEVELS)
     return folder
 
 
@@ -34,16 +31,10 @@ def files(tmp_path_factory):
 def job(files, tmp_path, monkeypatch):
     """Digits, six points, 60 source images, of which flips are made."""
     monkeypatch.setattr(Job, "levels", LEVELS)
-    return Job(
-        data="digits",
-        out=tmp_path / "digits",
-        label="digits",
-        runs=tmp_path / "runs",
-        network=str(files / "network.safetensors"),
-        other=str(files / "network.safetensors"),
-        maps=str(files / "maps.npz"),
+    return digits_job(
+        files,
+        tmp_path,
         points=POINTS,
-        batch=4,
         sources={"pspc_flex": 60, "pspc_square": 60},
         strategy=("horizontal flips",),
     )

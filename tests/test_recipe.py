@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fpmc import augment, data, diffusion, finetuning, methods, networks, results, sensitivity
+from fpmc import augment, data, diffusion, finetuning, methods, results
 from fpmc.experiments import recipe, tuning
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job
 from fpmc.experiments.options import RECIPE
 from fpmc.metrics import Estimate
 from fpmc.source import to_float, union
-from tests.test_networks import tiny
+from tests.small_jobs import digits_job, untrained
 
 LEVELS = [2.0, 0.3]
 POINTS = 6
@@ -22,11 +22,8 @@ POINTS = 6
 def files(tmp_path_factory):
     """An untrained network, its maps, and PSPC-Flex tuned to it in two steps."""
     folder = tmp_path_factory.mktemp("network")
-    networks.save(tiny(shape=(1, 8, 8)), folder / "network.safetensors")
-    network = networks.load(folder / "network.safetensors")
+    network, maps = untrained(folder, LEVELS)
     images = data.load("digits")
-    maps = sensitivity.maps_over(network, LEVELS, images.test[:1])
-    sensitivity.write(folder / "maps.npz", maps)
     masks = methods.pspc_flex(images.source(), maps, "digits")
     for sigma in LEVELS:
         finetuning.finetune(
@@ -40,19 +37,7 @@ def files(tmp_path_factory):
 def job(files, tmp_path, monkeypatch):
     """Digits, six points, and what was tuned."""
     monkeypatch.setattr(Job, "levels", LEVELS)
-    return Job(
-        data="digits",
-        out=tmp_path / "digits",
-        label="digits",
-        runs=tmp_path / "runs",
-        network=str(files / "network.safetensors"),
-        other=str(files / "network.safetensors"),
-        maps=str(files / "maps.npz"),
-        tuned=str(files / "tuned"),
-        points=POINTS,
-        batch=4,
-        level=(1,),
-    )
+    return digits_job(files, tmp_path, tuned=str(files / "tuned"), points=POINTS, level=(1,))
 
 
 def table(job):
