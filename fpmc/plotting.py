@@ -49,8 +49,11 @@ Rows = Mapping[str, Float[Tensor, "m c h w"]] | Sequence[tuple[str, Float[Tensor
 INK = "#454b55"
 WIDTH = 8.0
 GAP = 0.06
-NUMBER = re.compile(r"[-−–+]?[\d,.]*(e[-+]?\d+)?( ± [\d.e-]+)?( ?%)?")
-"""What stands on the right of a table's column: a number, with its error, or a dash for none."""
+NUMBER = re.compile(
+    r"(\*\*)?[-−–+]?[\d,.]*(e[-+]?\d+)?( ± [\d.e-]+)?( ?%| (ms|s|min|h|days|MiB|GiB))?(\*\*)?( \?)?"
+)
+"""What stands on the right of a table's column: a number, with its error, a unit, in bold or with a
+question mark; or a dash for none."""
 
 
 def use_style() -> None:

@@ -99,6 +99,10 @@ def test_the_sliders_move_over_what_the_page_computes():
     assert set(re.findall(r"\bdata\.(\w+)", script)) == written
     for name in re.findall(r'picture\("(\w+)"', script):
         assert f'"{name}": ' in page, name
+    (place,) = re.findall(
+        r'querySelector\("\.(\w+)"\)', script
+    )  # the title has the page's name as id
+    assert f'<div class="{place}">' in page
 
 
 CAPTIONED = '<div class="cell_output"><figure><img src="a.png" alt="A curve."/>{}</figure></div>'

@@ -127,6 +127,15 @@ def test_names_that_end_in_digits_are_text_and_a_dash_is_a_number_that_is_missin
     assert all(side.endswith(":") for side in numbers)
 
 
+def test_numbers_in_bold_with_a_mark_or_a_unit_stand_on_the_right():
+    rows = [{"gain": "**0.1 ± 0.02**", "ratio": "0.97 ?", "time": "3 ms", "data": "a day"}]
+    rows += [{"gain": "-0.1 ± 0.02", "ratio": "1.00", "time": "0.2 h", "data": "3 days ago"}]
+    _, rule, *_ = plotting.Table(rows)._repr_markdown_().splitlines()
+    *numbers, text = rule.strip("|").split("|")
+    assert all(side.endswith(":") for side in numbers)
+    assert text.startswith(":")
+
+
 def contrast(one, other):
     """Of two colours, by WCAG 2.2: 1 for equal ones, 21 for black on white."""
 
@@ -151,6 +160,13 @@ def test_text_and_curves_stand_out_on_both_pages(page):
     assert contrast(plotting.INK, page) >= 4.5
     for name, colour in plotting.COLOURS.items():
         assert contrast(colour, page) >= 3, name
+
+
+@pytest.mark.parametrize(("theme", "row"), [("light", "#f3f4f5"), ("dark", "#29313d")])
+def test_links_stand_out_on_every_second_row_of_a_table(theme, row):
+    css = (ROOT / "book" / "_static" / "fpmc.css").read_text()
+    link = re.search(rf'html\[data-theme="{theme}"\] {{\n  --pst-color-link: (#\w{{6}});', css)[1]
+    assert contrast(link, row) >= 4.5
 
 
 def test_a_colour_has_a_marker_of_its_own():

@@ -1,7 +1,7 @@
 // The page "Explore": sliders that move over pictures computed beforehand.
 (() => {
   const data = JSON.parse(document.getElementById("explore-data").textContent);
-  const root = document.getElementById("explore");
+  const root = document.querySelector(".explore");
   const last = (list) => list.length - 1;
 
   function add(parent, tag, attributes = {}, text = "") {
