@@ -41,7 +41,12 @@ class Estimate(float):
         return cls(samples.mean().item(), error, n)
 
     def __str__(self) -> str:
-        return f"{float(self):.4g} ± {self.standard_error:.2g}"
+        """The mean with its standard error, both to the error's second digit."""
+        error = self.standard_error
+        if not 1e-7 < error < math.inf:
+            return f"{float(self):.4g} ± {error:.2g}"
+        digits = max(0, 1 - math.floor(math.log10(error)))
+        return f"{float(self):.{digits}f} ± {error:.{digits}f}"
 
 
 def mse(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Estimate:

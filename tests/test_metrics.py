@@ -36,7 +36,9 @@ def test_an_estimate_is_a_number_that_knows_its_error():
     two = metrics.mse(
         torch.zeros(2, 1, 1, 2), torch.tensor([1.0, 3.0]).view(2, 1, 1, 1).expand(2, 1, 1, 2)
     )
-    assert str(two) == "5 ± 4"
+    assert str(two) == "5.0 ± 4.0"
+    assert str(metrics.Estimate(0.74651, 0.0193, 32)) == "0.747 ± 0.019"
+    assert str(metrics.Estimate(0.25, math.nan, 1)) == "0.25 ± nan"
     assert f"{two:.1f}" == "5.0"
 
 

@@ -99,14 +99,14 @@ def test_a_table_is_text_in_a_terminal_and_a_table_in_a_notebook():
         {"method": "ELS", "error": metrics.Estimate(2.0, 0.5, 9), "left": 1.0},
     ]
     table = plotting.Table(rows)
-    assert "0.0125 ± 0.00071" in repr(table)
+    assert "0.01250 ± 0.00071" in repr(table)
     head, rule, first, second = table._repr_markdown_().splitlines()
     assert [cell.strip() for cell in head.strip("|").split("|")] == ["method", "error", "left"]
     assert rule.startswith("|:-")  # text stands on the left
     assert rule.endswith("-:|")  # numbers on the right
     assert [cell.strip() for cell in first.strip("|").split("|")] == [
         "LS",
-        "0.0125 ± 0.00071",
+        "0.01250 ± 0.00071",
         "0.512",
     ]
     assert "ELS" in second

@@ -1,6 +1,5 @@
 """The ledger as tables: the claims of a paper, the counts of verdicts, the commands."""
 
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -62,12 +61,8 @@ def commands(claims: Sequence[Claim]) -> list[dict[str, str]]:
 
 
 def told(value: float) -> str:
-    """A number with its standard error, both to the error's second digit, or with three digits."""
-    error = getattr(value, "standard_error", math.nan)
-    if not (math.isfinite(error) and error > 0):
-        return f"{value:.3g}"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+    """A number with its standard error if it has one, or with three digits."""
+    return str(value) if getattr(value, "standard_error", 0) > 0 else f"{value:.3g}"
 
 
 def anchor(heading: str) -> str:
