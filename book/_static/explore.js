@@ -19,6 +19,17 @@
     return { input, output, at: () => Number(input.value) };
   }
 
+  // Shows a place of an atlas: a column per noise level, a row per image and variant.
+  function cut(node, name) {
+    const { rows, columns, png } = data.atlases[name];
+    const share = (at, count) => (count > 1 ? (100 * at) / (count - 1) : 0);
+    node.style.backgroundImage = `url(data:image/png;base64,${png})`;
+    node.style.backgroundSize = `${100 * columns}% ${100 * rows}%`;
+    return (x, y) => {
+      node.style.backgroundPosition = `${share(x, columns)}% ${share(y, rows)}%`;
+    };
+  }
+
   const choice = add(root, "fieldset", { class: "explore-choice" });
   add(choice, "legend", {}, "image");
   const radios = Array.from({ length: data.images }, (_, i) => {
@@ -26,6 +37,7 @@
     const radio = add(label, "input", { type: "radio", name: "explore-image", value: i });
     radio.checked = i === 0;
     add(label, "span", {}, String(i + 1));
+    cut(add(label, "span", { class: "explore-image explore-small" }), "noisy")(0, i);
     return radio;
   });
   const sigma = slider("noise level σ", data.sigmas, Math.floor(data.sigmas.length / 3));
@@ -36,13 +48,9 @@
     const figure = add(row, "div", { class: "explore-picture" });
     const image = add(figure, "div", { role: "img", class: "explore-image" });
     const caption = add(figure, "div", { class: "explore-caption" });
-    const { rows, columns, variants, png } = data.atlases[name];
-    image.style.backgroundImage = `url(data:image/png;base64,${png})`;
-    image.style.backgroundSize = `${100 * columns}% ${100 * rows}%`;
+    const move = cut(image, name), { variants } = data.atlases[name];
     return (i) => {
-      const y = i * variants + variant();
-      const share = (at, count) => (count > 1 ? (100 * at) / (count - 1) : 0);
-      image.style.backgroundPosition = `${share(sigma.at(), columns)}% ${share(y, rows)}%`;
+      move(sigma.at(), i * variants + variant());
       const far = error ? `, ${data.errors[error][i][variant()][sigma.at()]} from the network` : "";
       image.setAttribute("aria-label", title() + far);
       caption.textContent = title();
