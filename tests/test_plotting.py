@@ -149,14 +149,12 @@ def contrast(one, other):
     return (light + 0.05) / (dark + 0.05)
 
 
-def pages():
-    """What lies under a figure: the light page, and what the dark page lays there."""
+def test_text_and_curves_stand_out_on_pages_of_any_theme():
+    plotting.use_style()
     css = (ROOT / "book" / "_static" / "fpmc.css").read_text()
-    return ["#ffffff", re.search(r"background-color: (#\w{6})", css)[1]]
-
-
-@pytest.mark.parametrize("page", pages())
-def test_text_and_curves_stand_out_on_both_pages(page):
+    page = plt.rcParams["figure.facecolor"]
+    assert plt.rcParams["savefig.facecolor"] == page
+    assert to_rgb(page) == to_rgb(re.search(r"background-color: (#\w{6})", css)[1])  # its margin
     assert contrast(plotting.INK, page) >= 4.5
     for name, colour in plotting.COLOURS.items():
         assert contrast(colour, page) >= 3, name
