@@ -83,7 +83,21 @@ class TestNames:
         with pytest.raises(ValueError, match=r"got images in \w+/00000, wanted folders called"):
             load(tmp_path)
 
-    @pytest.mark.parametrize("names", [("cats", "dogs"), ("trains", "buses"), ("value", "vale")])
+    @pytest.mark.parametrize(
+        "names", [("x_train", "x_test"), ("trn", "tst"), ("trainA", "testA"), ("1 Val", "1 Train")]
+    )
+    @pytest.mark.parametrize("below", ["", "deep/er"])
+    def test_folders_that_differ_by_a_part_s_name_are_an_error(self, tmp_path, names, below):
+        for name in names:
+            write_archive(tmp_path / below / name, random_images(3, (4, 4, 3)))
+        write_archive(tmp_path / "other", random_images(3, (4, 4, 3)))
+        with pytest.raises(ValueError, match=rf"got images in {' and '.join(sorted(names))}, want"):
+            load(tmp_path)
+
+    @pytest.mark.parametrize(
+        "names",
+        [("cats", "dogs"), ("trains", "buses"), ("value", "vale"), ("train_station", "test_tube")],
+    )
     def test_folders_of_other_names_are_one_part(self, tmp_path, names):
         for name in names:
             write_archive(tmp_path / name, random_images(3, (4, 4, 3)))

@@ -36,6 +36,12 @@ OTHERWISE = re.compile(
 )
 """Folders that are called like parts, spelled as these are or otherwise."""
 
+PAIRED = re.compile(
+    r"((?<![a-z])(tr(ai)?n|te?st|val|valid|dev|eval)|Tr(ai)?n|Te?st|Val|Valid|Dev|Eval|"
+    r"TR(AI)?N|TE?ST|VAL|VALID|DEV|EVAL)(ing|ation|uation)?(?![a-z])"
+)
+"""The word by which the folders of two parts differ, such as ``x_train`` and ``x_test``."""
+
 IMAGES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 
 COMPANIONS = {f".{kind}" for kind in ("json", "txt", "md", "csv", "tsv", "html", "xml", "yaml")} | {
@@ -203,7 +209,25 @@ def _are_parts(path: Path, folders: list[tuple[str, ...]]) -> bool:
                 f"{path}: got images in {'/'.join(folder)}, wanted folders called train and test, "
                 "in small letters, and only as the two parts of all images"
             )
+    for names in _siblings([folder[found:] for folder in folders]):
+        alike: dict[str, str] = {}
+        for name in sorted(names):
+            other = alike.setdefault(PAIRED.sub("*", name), name)
+            if other != name:
+                raise ValueError(
+                    f"{path}: got images in {other} and {name}, wanted folders called train and "
+                    "test if these are two parts, and other names if they are classes"
+                )
     return found
+
+
+def _siblings(folders: list[tuple[str, ...]]) -> Iterator[set[str]]:
+    """The names of folders that lie side by side."""
+    within: dict[tuple[str, ...], set[str]] = {}
+    for folder in set(folders):
+        for level, name in enumerate(folder):
+            within.setdefault(folder[:level], set()).add(name)
+    yield from within.values()
 
 
 def _of_part(

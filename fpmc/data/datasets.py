@@ -198,8 +198,8 @@ def _read_pair(path: Path) -> tuple[Part, Part | None]:
         parts += second
     if len(parts) > 1 and parts[1].images.shape[1:] != parts[0].images.shape[1:]:
         train, test = (part.images.shape[1:] for part in parts)
-        where = f"{path}, test" if twin is None else twin
-        raise ValueError(f"{where}: got images {test}, wanted {train} as in {path}")
+        one, other = (path, twin) if twin else (f"{path}, train", f"{path}, test")
+        raise ValueError(f"{other}: got images {test}, wanted {train} as in {one}")
     if all(part.labels is None for part in parts):
         numbered = zip(parts, from_folders(parts), strict=True)
         parts = tuple(part._replace(labels=labels) for part, labels in numbered)
