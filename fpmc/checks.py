@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpmc.modes import is_transformed, refuse_transforms
+from fpmc.modes import is_transformed, refuse_tracing, refuse_transforms
 
 __all__ = [
     "as_answer",
@@ -18,6 +18,7 @@ __all__ = [
     "as_images",
     "as_noise_level",
     "as_noise_levels",
+    "as_not_negative",
     "as_positive",
     "as_shape",
     "as_whole_number",
@@ -139,6 +140,16 @@ def as_positive(value: Any, name: str, *, finite: bool = True) -> float:
     return float(value)
 
 
+def as_not_negative(value: Any, name: str, *, finite: bool = True) -> float:
+    """Return a number from 0 as a float; arguments and errors as of :func:`as_positive`."""
+    wanted = f"a {'finite ' * finite}number from 0"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: got {type(value).__name__}, wanted {wanted}")
+    if not value >= 0 or (finite and math.isinf(value)):
+        raise ValueError(f"{name}: got {value}, wanted {wanted}")
+    return float(value)
+
+
 def as_shape(shape: Any, name: str) -> tuple[int, int, int]:
     """Return the (c, h, w) of images, or of features that lie as they do.
 
@@ -192,9 +203,10 @@ def as_images(
     """
     if not isinstance(images, Tensor):
         raise TypeError(f"{name}: got {type(images).__name__}, wanted a torch tensor")
-    if images.dtype not in FLOATS or images.layout != torch.strided:
+    if images.dtype not in FLOATS or images.layout != torch.strided or images.is_nested:
+        layout = "nested" if images.is_nested else images.layout
         raise TypeError(
-            f"{name}: got {images.dtype}, {images.layout}, wanted a dense floating-point tensor"
+            f"{name}: got {images.dtype}, {layout}, wanted a dense floating-point tensor"
         )
     wanted = "(b, c, h, w)" if shape is None else f"(b, {', '.join(map(str, shape))})"
     wrong = images.ndim != 4 or (shape is not None and tuple(images.shape[1:]) != tuple(shape))
@@ -202,6 +214,7 @@ def as_images(
         raise ValueError(f"{name}: got shape {tuple(images.shape)}, wanted {wanted}")
     if len(images) == 0 or is_transformed(images):
         return images
+    refuse_tracing(images, name)
     low, high = (value.item() for value in images.detach().aminmax())
     if not (low >= -EXTREME and high <= EXTREME):
         raise ValueError(f"{name}: got NaN or infinite values, wanted finite ones")

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 __all__ = [
     "is_transformed",
     "lasting",
     "not_differentiable",
     "opaque",
+    "refuse_tracing",
     "refuse_transforms",
     "without_autograd",
 ]
@@ -73,12 +76,36 @@ def is_transformed(value: Any) -> bool:
     return isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
+def refuse_tracing(value: Tensor, name: str) -> None:
+    """Say that a value must be read, which is not there while PyTorch only traces a graph.
+
+    So it is of meta and fake tensors, and inside ``torch.export``, ``make_fx`` and
+    ``torch.func.linearize``.
+
+    Raises:
+        TypeError: If it cannot be read.
+    """
+    is_fake = isinstance(value, FakeTensor)
+    if value.is_meta or is_fake or get_proxy_mode() is not None:
+        raise TypeError(
+            f"{name}: got a tensor without values, or one that is traced, wanted a plain one: an "
+            "fpmc denoiser reads values; of a network, network.denoise(z, sigmas) can be traced"
+        )
+
+
 def refuse_transforms(value: Any, name: str) -> None:
     """Say that a value must be read, which transforms of ``torch.func`` do not allow.
+
+    Nor does ``torch.jit.trace``, which takes what is read for constants.
 
     Raises:
         TypeError: If it is a tensor inside one.
     """
+    if torch.jit.is_tracing():
+        raise TypeError(
+            f"{name}: got a tensor inside torch.jit.trace, wanted a plain one: what is read of it "
+            "would become a constant"
+        )
     if is_transformed(value):
         raise TypeError(
             f"{name}: got a tensor inside a transform of torch.func, wanted a plain one: gradients "

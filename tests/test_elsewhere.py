@@ -7,6 +7,9 @@ import threading
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fpmc import Source, methods, networks
 from fpmc.diffusion import add_noise
@@ -112,6 +115,64 @@ def test_a_noise_level_inside_a_transform_is_named(network, z):
     for each in (network, methods.wiener(Source(images(12, SHAPE, 0)))):
         with pytest.raises(TypeError, match=r"sigma: got a tensor inside a transform"):
             torch.func.vmap(lambda s, each=each: each(z, s))(torch.ones(2))
+
+
+def _export(f, z):
+    module = torch.nn.Module()
+    module.forward = f
+    torch.export.export(module, (z,))
+
+
+def _fake(f, z):
+    with FakeTensorMode() as mode:
+        f(mode.from_tensor(z))
+
+
+TRACERS = {
+    "export": _export,
+    "make_fx": lambda f, z: make_fx(lambda z: f(z))(z),
+    "linearize": torch.func.linearize,
+    "fake": _fake,
+    "meta": lambda f, z: f(z.to("meta")),
+}
+
+
+@pytest.mark.usefixtures("as_users_do")
+@pytest.mark.parametrize("tracer", TRACERS)
+def test_what_only_traces_is_refused_with_the_reason(denoiser, network, tracer, z):
+    for each in (denoiser, network):
+        with pytest.raises(TypeError, match=r"z: got a tensor without values.*network\.denoise"):
+            TRACERS[tracer](lambda z, each=each: each(z, 0.7), z)
+
+
+@pytest.mark.usefixtures("as_users_do")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_of_constants_is_refused(denoiser, network, z):
+    for each in (denoiser, network.requires_grad_(False)):
+        answers = isinstance(each, networks.Preconditioned) or "Gaussian" in repr(each)
+        if answers:
+            traced = torch.jit.trace(lambda z, each=each: each(z, 0.7), (z,))
+            torch.testing.assert_close(traced(z / 2), each(z / 2, 0.7))
+        name = "sigma" if answers else "z"
+        with pytest.raises(TypeError, match=rf"{name}: got a tensor inside torch\.jit\.trace"):
+            torch.jit.trace(lambda z, s, each=each: each(z, s), (z, torch.tensor(0.7)))
+
+
+def test_derivatives_in_forward_mode_are_right_or_refused(denoiser, z):
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(z.double(), z.double())
+        if "Gaussian" in repr(denoiser):
+            found = forward_ad.unpack_dual(denoiser(dual, 0.7)).tangent.flatten(1)
+            torch.testing.assert_close(found, z.double().flatten(1) @ denoiser.matrix(0.7).T)
+        else:
+            with pytest.raises(RuntimeError, match="first derivatives only, in reverse mode"):
+                denoiser(dual, 0.7)
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_a_nested_batch_is_named(denoiser, z):
+    with pytest.raises(TypeError, match=r"z: got torch\.float32, nested, wanted a dense"):
+        denoiser(torch.nested.nested_tensor(list(z)), 0.7)
 
 
 def test_jacobians_by_torch_func_are_those_of_the_formula(z):

@@ -14,6 +14,13 @@ from fpmc.operators import Dense
 __all__ = ["Backend", "differentiable"]
 
 
+FIRST = (
+    "an FPMC has first derivatives only, in reverse mode: got a call for the gradient of its "
+    "gradient, or for a derivative in forward mode"
+)
+"""What a call for others is told."""
+
+
 @runtime_checkable
 class Backend(Protocol):
     """A way to compute a :class:`fpmc.engine.problem.Problem`'s answer, and to go back."""
@@ -77,6 +84,10 @@ class _Collection(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         return *_Gradients.apply(*ctx.saved_tensors, gradient, ctx.vjp, wanted), None, None
 
+    @staticmethod
+    def jvp(ctx, *tangents):
+        raise RuntimeError(FIRST)
+
 
 class _Gradients(torch.autograd.Function):
     """The gradients of an answer, as a node too: to differentiate them is an error.
@@ -101,7 +112,4 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        raise RuntimeError(
-            "an FPMC has first derivatives only, in reverse mode: got a call for the gradient of "
-            "its gradient, or for a derivative in forward mode"
-        )
+        raise RuntimeError(FIRST)
