@@ -148,6 +148,7 @@ def fit(
     steps: int = 10,
     floor: float = 1e-3,
     seed: int | torch.Generator | None = None,
+    generator: torch.Generator | None = None,
 ) -> Mixture:
     r"""A mixture of m Gaussians on a source's patches, by expectation and maximisation.
 
@@ -166,16 +167,17 @@ def fit(
         steps: How often both steps are done.
         floor: ε > 0, the least variance.
         seed: A seed or a generator, for the patches and the start; 0 if left out.
+        generator: A generator, in the seed's place.
 
     Raises:
         TypeError: If a number is not whole.
-        ValueError: If one is out of range.
+        ValueError: If one is out of range, or seed and generator are both given.
 
     Source: Dempster, Laird and Rubin (1977); Zoran and Weiss (2011), of patches.
     """
     _c, h, w = as_source(source).shape
     p, m = as_whole_number(p, "p", 1, min(h, w)), as_whole_number(m, "m", 1)
-    floor, noise = as_positive(floor, "floor"), own_stream("mixture", seed, None)
+    floor, noise = as_positive(floor, "floor"), own_stream("mixture", seed, generator)
     x = _drawn(source, p, as_whole_number(patches, "patches", m), noise)
     start = x[torch.randperm(len(x), generator=noise)[:m]]
     nearest = torch.cat([torch.cdist(part, start).argmin(1) for part in x.split(CHUNK)])

@@ -199,6 +199,27 @@ def test_distributions():
     assert not any(torch.signbit(values[values == 0]).any() for values in found.values())
 
 
+@pytest.mark.parametrize(
+    "make", [augment.horizontal_flips, augment.vertical_flips, augment.translations]
+    + [augment.rotations, augment.scalings]
+)  # fmt: skip
+def test_a_generator_may_stand_in_the_seed_s_place(make):
+    x = to_uint8(torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    first, again, other = (
+        make(x, 4, **given).images
+        for given in (
+            {"generator": torch.Generator().manual_seed(7)},
+            {"seed": 7},
+            {"seed": torch.Generator().manual_seed(8)},
+        )
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(make(x, 4).images, make(x, 4, 0).images)
+    with pytest.raises(ValueError, match="seed: got a generator, too, wanted one of the two"):
+        make(x, 4, 0, generator=torch.Generator())
+
+
 def test_repeated_draws_are_left_out():
     """Of shifts by −1, 0, 1 pixels there are nine, whatever the number of draws."""
     x = pixels(3, (1, 8, 8))

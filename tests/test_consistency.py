@@ -230,3 +230,18 @@ def test_the_files_under_version_control_are_small_enough_to_clone():
         pytest.skip("no git checkout")
     paths = [ROOT / name for name in listed.stdout.split("\0") if name]
     assert sum(path.lstat().st_size for path in paths if path.is_file()) < 60 * 2**20
+
+
+def randomly():
+    """The public functions and methods whose seed may be a generator."""
+    for path in sorted((ROOT / "fpmc").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                taken = {a.arg: a.annotation for a in (*node.args.args, *node.args.kwonlyargs)}
+                if "Generator" in ast.unparse(taken.get("seed") or ast.Constant("")):
+                    yield pytest.param(taken, id=f"{path.stem}.{node.name}")
+
+
+@pytest.mark.parametrize("taken", randomly())
+def test_what_takes_a_generator_for_a_seed_takes_it_by_its_name(taken):
+    assert ast.unparse(taken["generator"]) == "torch.Generator | None"

@@ -141,3 +141,13 @@ def test_bad_arguments_of_a_fit_get_one_error(wrong):
     name = next(iter(wrong))
     with pytest.raises(ValueError, match=f"{name}: got"):
         mixtures.fit(SOURCE, **({"p": 3, "m": 2} | wrong))
+
+
+def test_a_generator_may_stand_in_the_seed_s_place():
+    source = fpmc.Source(images(30, (1, 6, 6), 0))
+    generators = [torch.Generator().manual_seed(7) for _ in range(2)]
+    first = mixtures.fit(source, 3, 2, patches=50, steps=2, generator=generators[0])
+    again = mixtures.fit(source, 3, 2, patches=50, steps=2, seed=generators[1])
+    assert torch.equal(first.means, again.means)
+    with pytest.raises(ValueError, match="seed: got a generator, too, wanted one of the two"):
+        mixtures.fit(source, 3, 2, seed=0, generator=generators[0])

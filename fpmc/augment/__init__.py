@@ -29,32 +29,44 @@ __all__ = [
 
 
 def horizontal_flips(
-    images: Any, n: int | None = None, seed: int | torch.Generator = 0
+    images: Any,
+    n: int | None = None,
+    seed: int | torch.Generator | None = None,
+    *,
+    generator: torch.Generator | None = None,
 ) -> Augmented:
     """Images with left and right exchanged, one of each, exactly.
 
     Args:
         images: Pixel values, uint8, shape (N, c, h, w).
         n: How many, of different images in a random order; N if None.
-        seed: A seed or a generator of the order.
+        seed: A seed, 0 if left out, or a generator, of the order.
+        generator: A generator, in the seed's place.
 
     Raises:
         TypeError: If the images are no uint8, or n is not a whole number.
-        ValueError: If their shape is wrong, or n larger than N.
+        ValueError: If their shape is wrong, n larger than N, or seed and generator both given.
     """
-    return of_images("horizontal flips", images, n, seed).made()
+    return of_images("horizontal flips", images, n, seed, generator=generator).made()
 
 
-def vertical_flips(images: Any, n: int | None = None, seed: int | torch.Generator = 0) -> Augmented:
+def vertical_flips(
+    images: Any,
+    n: int | None = None,
+    seed: int | torch.Generator | None = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> Augmented:
     """Images with up and down exchanged. Arguments and errors as in :func:`horizontal_flips`."""
-    return of_images("vertical flips", images, n, seed).made()
+    return of_images("vertical flips", images, n, seed, generator=generator).made()
 
 
 def translations(
     images: Any,
     n: int | None = None,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | None = None,
     *,
+    generator: torch.Generator | None = None,
     fractional: bool = False,
     draws: int = DRAWS,
     progress: bool = False,
@@ -69,7 +81,8 @@ def translations(
     Args:
         images: Pixel values, uint8, shape (N, c, h, w).
         n: How many: of each image as many as of any other, or one more; all if None.
-        seed: A seed or a generator of all draws.
+        seed: A seed, 0 if left out, or a generator, of all draws.
+        generator: A generator, in the seed's place.
         fractional: Whether by fractions.
         draws: Draws for an image.
         progress: Whether to show a progress bar.
@@ -80,19 +93,22 @@ def translations(
     Raises:
         TypeError: If the images are no uint8, or a number is not whole.
         ValueError: If their shape is wrong, there are fewer than n that differ, or for moves that
-            are no whole pixels, a side has less than 7.
+            are no whole pixels, a side has less than 7, or seed and generator are both given.
 
     Source: Karras et al. (2022), appendix F.2; Niedoba et al. (2026), appendix B.
     """
     name = "fractional " * bool(fractional) + "translations"
-    return of_images(name, images, n, seed, draws=draws).made(progress=progress)
+    return of_images(name, images, n, seed, generator=generator, draws=draws).made(
+        progress=progress
+    )
 
 
 def rotations(
     images: Any,
     n: int | None = None,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | None = None,
     *,
+    generator: torch.Generator | None = None,
     draws: int = DRAWS,
     progress: bool = False,
 ) -> Augmented:
@@ -100,14 +116,17 @@ def rotations(
 
     Arguments and errors as in :func:`translations`.
     """
-    return of_images("rotations", images, n, seed, draws=draws).made(progress=progress)
+    return of_images("rotations", images, n, seed, generator=generator, draws=draws).made(
+        progress=progress
+    )
 
 
 def scalings(
     images: Any,
     n: int | None = None,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | None = None,
     *,
+    generator: torch.Generator | None = None,
     draws: int = DRAWS,
     progress: bool = False,
 ) -> Augmented:
@@ -115,7 +134,9 @@ def scalings(
 
     Arguments and errors as in :func:`translations`.
     """
-    return of_images("scalings", images, n, seed, draws=draws).made(progress=progress)
+    return of_images("scalings", images, n, seed, generator=generator, draws=draws).made(
+        progress=progress
+    )
 
 
 def synthetic(

@@ -74,8 +74,9 @@ def of_images(
     name: str,
     images: Any,
     n: int | None = None,
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | None = None,
     *,
+    generator: torch.Generator | None = None,
     draws: int = DRAWS,
     budget: int = CACHE_FRIENDLY,
 ) -> Recipe:
@@ -85,19 +86,21 @@ def of_images(
         name: The strategy.
         images: What they are made of, uint8, shape (N, c, h, w); a tensor or an array.
         n: How many; all whose parameters differ if None.
-        seed: A seed or a generator of all draws.
+        seed: A seed, 0 if left out, or a generator, of all draws.
+        generator: A generator, in the seed's place.
         draws: Draws for an image.
         budget: Bytes of working memory for those made at a time, at least one; no image depends
             on it.
 
     Raises:
         TypeError: If the images are no uint8, or a number is not whole.
-        ValueError: If their shape is wrong, or there are fewer than n that differ.
+        ValueError: If their shape is wrong, there are fewer than n that differ, or seed and
+            generator are both given.
     """
     strategy, images = STRATEGIES[name], as_uint8(images)
     draws = as_whole_number(draws, "draws", 1)
     budget = as_whole_number(budget, "budget", 1)
-    size, generator = tuple(images.shape[2:]), as_generator(seed)
+    size, generator = tuple(images.shape[2:]), as_generator(seed, generator, otherwise=0)
     drawn = strategy.draw(draws, len(images), size, generator)
     parents, drawn = balanced(drawn, generator)
     if n is not None:
