@@ -52,7 +52,8 @@ def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict)
         FileNotFoundError: If there is no such chapter.
         TypeError: If a value is none that a notebook's parameters can have.
         ValueError: If the file is no notebook, a name is not one of the chapter's parameters, the
-            output is no ``.ipynb``, or a value is a mapping from something else than text.
+            output is no ``.ipynb``, a value is a mapping from something else than text, or one
+            value is given where the default holds several.
         fpmc.limits.OutOfTimeError: If a cell ended because its minutes were over: by this error, or
             with the exit status :data:`fpmc.limits.OUT_OF_TIME`. The notebook is there.
         papermill.exceptions.PapermillExecutionError: If a cell fails.
@@ -72,6 +73,8 @@ def run(chapter: str | os.PathLike, output: str | os.PathLike, parameters: dict)
             f"its parameters are\n{own or '  none'}"
         )
     parameters = {name: _plain(name, value) for name, value in parameters.items()}
+    for name, value in parameters.items():
+        _check_several(name, value, known[name])
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".fpmc-run-") as folder:
         source, executed = Path(folder, "chapter.ipynb"), Path(folder, output.name)
@@ -116,6 +119,16 @@ def _plain(name: str, value: Any) -> Any:
             "lists and mappings of them: papermill writes all else as text"
         )
     return value
+
+
+def _check_several(name: str, value: Any, default: str) -> None:
+    """See that a parameter whose default holds several values is given several."""
+    several = isinstance(ast.parse(default, mode="eval").body, ast.List | ast.Tuple | ast.Dict)
+    if several and isinstance(value, str | int | float):
+        raise ValueError(
+            f"{name}: got {value!r}, wanted several as in {default}; on a command line such as "
+            f"-p {name} '{json.dumps([value])}'"
+        )
 
 
 def _is_out_of_time(error: PapermillExecutionError) -> bool:

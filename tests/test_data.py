@@ -61,6 +61,18 @@ def test_the_seed_decides_which_images_are_taken(name):
     assert not torch.equal(first.train, other.train)
 
 
+def test_at_most_as_many_images_as_there_are(tmp_path):
+    write_archive(tmp_path / "few", random_images(20, (4, 4, 3)))
+    for n_train, n_test, found in ((5, 3, (5, 3)), (99, None, (18, 2)), (99, 4, (16, 4))):
+        dataset = load(tmp_path / "few", n_train=n_train, n_test=n_test, at_most=True)
+        assert (len(dataset.train), len(dataset.test)) == found
+    every = load(tmp_path / "few", n_test=99, at_most=True)
+    assert (len(every.train), len(every.test)) == (1, 19)
+    same = load("digits", n_train=200, n_test=50, at_most=True)
+    assert torch.equal(same.train, load("digits", n_train=200, n_test=50).train)
+    assert len(load("photos", n_train=20_001, n_test=1, at_most=True).train) == 20_001
+
+
 def test_no_seed_holds_out_an_image_that_another_trains_on():
     trained = load("digits").train.flatten(1)
     assert torch.equal(load("digits", seed=7).test, load("digits").test)

@@ -200,6 +200,20 @@ a = b = {"x": 1}
         parameters_of(chapter)
 
 
+def test_one_value_where_several_are_wanted_is_refused_with_the_default(chapter, tmp_path, capsys):
+    text = chapter.read_text("utf-8")
+    several = 'names = ["a", "b"]\nlevels = {\n    0.1: 3,\n}\nseed = 0'
+    chapter.write_text(text.replace("seed = 0", several), "utf-8")
+    out = tmp_path / "out.ipynb"
+    for name, value, shown in (("names", "c", '["c"]'), ("levels", "3", "[3]")):
+        assert main([str(chapter), "-p", name, value, "-o", str(out)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"{name}: got ")
+        assert f"-p {name} '{shown}'" in said
+    run(chapter, out, {"names": ["c"], "levels": [[0.1, 3]]})
+    assert printed(out) == "digits 1\nthe end\n"
+
+
 def test_raw_text_is_never_read_as_a_number(chapter, tmp_path):
     chapter.write_text(CHAPTER.replace("print(data, seed + 1)", "print(repr(data))"))
     for text in ("2024", "null", "[1, 2]", "true"):

@@ -71,6 +71,7 @@ def load(
     n_train: int | None = None,
     n_test: int | None = None,
     seed: int = 0,
+    at_most: bool = False,
 ) -> Dataset:
     """Load a dataset.
 
@@ -112,6 +113,7 @@ def load(
         n_train: How many training images, chosen (for photos: drawn) by the seed; all if left out.
         n_test: How many test images, likewise; where they are held out, how many are.
         seed: Seed of these choices.
+        at_most: Whether n_train and n_test are the most, and all are taken where there are fewer.
 
     Raises:
         FileNotFoundError: If an archive is missing; says how to make it.
@@ -138,10 +140,14 @@ def load(
         return Dataset(name, torch.from_numpy(train), torch.from_numpy(test))
 
     train, test = _read(name, root, n_train or 0, n_test or 0)
+    if at_most and n_test is not None:
+        n_test = min(n_test, len(train.images) - 1 if test is None else len(test.images))
     if train.images.shape[1:] != SHAPES.get(name, train.images.shape[1:]):
         raise ValueError(f"{name}: got images {train.images.shape[1:]}, wanted {SHAPES[name]}")
     if test is None:
         train, test = _hold_out(train, n_test, name)
+    if at_most and n_train is not None:
+        n_train = min(n_train, len(train.images))
     train = _subset(train, n_train, [seed, 2], "n_train", name)
     test = _subset(test, n_test, [seed, 3], "n_test", name)
     return Dataset(
