@@ -687,6 +687,12 @@ class TestTrials:
             for name in ("to_wiener", "to_optimal"):
                 assert row[name] == pytest.approx(stored[row["sigma"]][name], abs=2e-4)
 
+    @pytest.mark.parametrize("n", ["-1", "0", "1501"])
+    def test_as_many_training_images_as_there_are(self, tmp_path, n):
+        words = ["digits/dit-1", "--trial", "x", "--training", n, "--out", str(tmp_path)]
+        with pytest.raises(SystemExit, match=f"training: got {n}, wanted between 1 and 1500"):
+            stage("trials").main(words)
+
     def test_nothing_is_written_among_the_images(self, tmp_path, monkeypatch):
         trials = stage("trials")
         monkeypatch.setattr(trials, "LEVELS", [1.0])

@@ -208,7 +208,7 @@ def test_bad_input_is_named():
         ({"subset": 81}, "subset: got 81, wanted at most the source's 80"),
         ({"rate": 0}, "rate: got 0"),
         ({"learn": "x"}, "learn: got 'x'"),
-        ({"weight_decay": -1}, "weight_decay: got -1, wanted a number from 0"),
+        ({"weight_decay": -1}, "weight_decay: got -1, wanted a finite number from 0"),
         ({"out": "/proc/nowhere"}, "out: got '/proc/nowhere', wanted a folder"),
     ):
         with pytest.raises(ValueError, match=says):
@@ -245,6 +245,10 @@ def test_the_command_line_tunes_levels_in_turn(tmp_path, capsys):
         ("--level 18 --method optimal", "--level: got '18', wanted a number from 0 to 17, or all"),
         ("--level 1 --method lukoianov --schedule x", "--schedule: got 'x'"),
         ("--level 1 --method optimal --network photos/ddpmpp", "photos/ddpmpp is for images"),
+        ("--level 1 --method optimal --levels 0", "--levels: got 0, wanted between 2 and 10000"),
+        ("--level 1 --method optimal --budget nan", "--budget: got nan, wanted a finite number"),
+        ("--level 1 --method optimal --budget inf", "--budget: got inf, wanted a finite number"),
+        ("--level 1 --method optimal --save-minutes -1", "save_minutes: got -1.0, wanted a number"),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{says}"):
             main(["--data", "digits", *bad.split()])

@@ -51,6 +51,16 @@ def as_folder(folder, images, names):
     return folder
 
 
+def test_classes_of_images_are_none_of_data_without_classes(job, monkeypatch):
+    bare = replace(job.dataset, train_labels=None, test_labels=None)
+    monkeypatch.setattr(Job, "dataset", bare)
+    with pytest.raises(ValueError, match="by: got 'class', but digits has no classes, wanted 'all"):
+        published.run(replace(job, by=("class",)), Clock())
+    published.run(replace(job, method=("optimal",)), Clock())
+    (row,) = results.read("digits", "published", job.out.parent)
+    assert row["by"] == "all"
+
+
 def test_files_called_by_seeds_start_from_their_noise(tmp_path, file):
     images = np.load(file)["images"]
     seeds = [7, 11, 1002]

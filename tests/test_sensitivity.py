@@ -352,6 +352,8 @@ def test_the_command_line_keeps_a_network_s_maps(tmp_path):
         main(["--network", "nothing", "--out", str(tmp_path / "x.npz")])
     for words, says in (
         (["--images", "-1"], "--images: got -1, wanted between 1 and 297"),
+        (["--steps", "1"], "--steps: got 1, wanted between 2 and 10000"),
+        (["--steps", str(10**20)], "--steps: got 1"),
         (["--images", "298"], "--images: got 298, wanted between 1 and 297"),
         (["--device", "nowhere"], "--device: got 'nowhere', which cannot be used"),
         (["--out", str(tmp_path / "missing" / "x.npz")], "--out: got .*x.npz, wanted a file"),

@@ -465,6 +465,9 @@ class TestOutcome:
                 ["--data", "digits", "--arch", "dit", "--options", '{"patch": 2, "width": 5}', *out]
             )
         words = ["--data", "digits", "--arch", "dit", "--images", "4", "--batch", "4", *out]
+        for minutes in ("-1", "nan"):
+            with pytest.raises(SystemExit, match=f"error: save_minutes: got {minutes}.*from 0"):
+                training.main([*words, "--save-minutes", minutes])
         for options, got in (('{"widht": 8}', "widht"), ("[1]", r"\[1\]"), ("3", "3")):
             with pytest.raises(SystemExit, match=f"error: options: got {got}, wanted .* width"):
                 training.main([*words, "--options", options])

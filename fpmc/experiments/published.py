@@ -111,10 +111,10 @@ def _others(target: generated.Generated) -> dict[int, int]:
 def _groups(job: Job, target: generated.Generated, by: str) -> list[Group]:
     if by == "all":
         return [Group("all", torch.arange(len(target.images)), job.source)]
-    given = target.classes
-    if given is None:
+    given, labels = target.classes, job.dataset.train_labels
+    if given is None or labels is None:
         raise ValueError(f"by: got 'class', but {job.data} has no classes, wanted 'all'")
-    source = fpmc.Source(job.source.images, labels=job.dataset.train_labels)
+    source = fpmc.Source(job.source.images, labels=labels)
     return [
         Group(str(label), torch.nonzero(given == label).flatten(), source.of_class(label))
         for label in given.unique().tolist()

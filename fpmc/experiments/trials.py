@@ -97,7 +97,10 @@ def keep(
     names = [_row(job.label, card) for card in cards]
     if len(files) > 1:
         names.append({"network": f"{job.label}/mean of {len(files)}", "images": ""})
-    images = job.dataset.test if training is None else job.dataset.train[:training]
+    images = job.dataset.test
+    if training is not None:
+        n = as_whole_number(training, "training", 1, len(job.dataset.train))
+        images = job.dataset.train[:n]
     x, rows = to_float(images).repeat(draws, 1, 1, 1), []
     for sigma in levels:
         z = diffusion.add_noise(x, sigma, 0)

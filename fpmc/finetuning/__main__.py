@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fpmc import data, methods, networks, sensitivity
-from fpmc.checks import as_device, as_whole_number
+from fpmc.checks import as_device, as_positive, as_whole_number
 from fpmc.collection import FPMC
 from fpmc.diffusion import edm_sigmas
 from fpmc.finetuning.images import fingerprints, fresh
@@ -80,7 +80,7 @@ def run(given: argparse.Namespace, command: str, joined: Processes) -> None:
 
     Images for tests that the source has too, and their second copies, are left out.
     """
-    sigmas = edm_sigmas(given.levels).tolist()
+    sigmas = edm_sigmas(as_whole_number(given.levels, "--levels", 2, 10_000)).tolist()
     levels = levels_of(given.level, len(sigmas))
     dataset = data.load(given.data, given.root)
     n = len(dataset.train)
@@ -142,7 +142,7 @@ def method_of(given: argparse.Namespace, network: str, source: Source) -> FPMC:
     """
     options: dict[str, Any] = {}
     if given.budget is not None:
-        options["budget"] = int(given.budget * 2**30)
+        options["budget"] = int(as_positive(given.budget, "--budget") * 2**30)
     if given.method == "optimal":
         return methods.optimal(source, **options)
     schedule = given.schedule or given.data

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fpmc.checks import as_device
+from fpmc.checks import as_device, as_not_negative
 from fpmc.collection import FPMC
 from fpmc.diffusion import Denoiser
 from fpmc.finetuning.images import Tuned, digest, disjoint
@@ -108,6 +108,7 @@ def finetune(
 
     A loss that is not finite ends the run with a warning, and with the best collection so far.
     """
+    save_minutes = as_not_negative(save_minutes, "save_minutes", finite=False)
     own = processes(as_device(device)) if share else nullcontext(Processes(as_device(device)))
     with own as joined:
         run = _Run(

@@ -1,10 +1,14 @@
 """What a tuning run does: everything that its outcome depends on, but for images and networks."""
 
-import math
 from dataclasses import dataclass
-from numbers import Real
 
-from fpmc.checks import as_fraction, as_noise_level, as_positive, as_whole_number
+from fpmc.checks import (
+    as_fraction,
+    as_noise_level,
+    as_not_negative,
+    as_positive,
+    as_whole_number,
+)
 from fpmc.finetuning.module import LEARN
 from fpmc.finetuning.parametrisation import ZEROS, as_map
 from fpmc.finetuning.step import CUT
@@ -54,6 +58,7 @@ class Settings:
             "steps": as_whole_number(self.steps, "steps", 0),
             "batch": as_whole_number(self.batch, "batch", 1),
             "rate": as_positive(self.rate, "rate"),
+            "weight_decay": as_not_negative(self.weight_decay, "weight_decay"),
             "zeros": as_fraction(self.zeros, "zeros", zero=False),
             "cut": as_fraction(self.cut, "cut"),
             "seed": as_whole_number(self.seed, "seed", 0, 2**32 - 1),
@@ -63,9 +68,6 @@ class Settings:
                 checked[name] = as_whole_number(getattr(self, name), name, 1)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        decay = self.weight_decay
-        if not isinstance(decay, Real) or not 0 <= decay < math.inf:
-            raise ValueError(f"weight_decay: got {decay!r}, wanted a number from 0")
         if self.learn not in LEARN:
             raise ValueError(f"learn: got {self.learn!r}, wanted one of {', '.join(LEARN)}")
         as_map(self.mapping)

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from fpmc import data as datasets
-from fpmc.checks import as_device, as_fraction, as_positive, as_whole_number
+from fpmc.checks import as_device, as_fraction, as_not_negative, as_positive, as_whole_number
 from fpmc.networks.architectures import ARCHITECTURES, as_options
 from fpmc.networks.optimizers import OPTIMIZERS
 from fpmc.networks.preconditioning import Preconditioned
@@ -79,12 +79,14 @@ def train(
         TimeoutError: If the limit came before the end of the budget; the same call goes on.
         FloatingPointError: If the loss is not finite; the last saved state is kept.
         TypeError: If the recipe's options are none of its architecture's.
-        ValueError: If the recipe has no budget, or an objective, an optimizer, a rate, a target,
-            levels or draws that do not exist or do not go together, there is no such device or
-            precision, the batch cannot be shared between the processes, ``out`` cannot be written
-            to or holds another recipe's run, or its state cannot be read.
+        ValueError: If the minutes are below 0, the recipe has no budget, or an objective, an
+            optimizer, a rate, a target, levels or draws that do not exist or do not go together,
+            there is no such device or precision, the batch cannot be shared between the processes,
+            ``out`` cannot be written to or holds another recipe's run, or its state cannot be read.
     """
     _check(recipe, precision)
+    save_minutes = as_not_negative(save_minutes, "save_minutes", finite=False)
+    limit = as_not_negative(limit, "limit", finite=False)
     end = time.monotonic() + 60 * limit
     with processes(as_device(device)) as shared:
         if recipe.batch % shared.world:

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not given.out.parent.is_dir() or given.out.is_dir():
             raise ValueError(f"--out: got {given.out}, wanted a file in a folder that is there")
         try_writing(given.out.parent, "--out")
+        sigmas = edm_sigmas(as_whole_number(given.steps, "--steps", 2, 10_000)).tolist()
         dataset = data.load(given.data or _data_of(given.network))
         trained_on = None if given.data else networks.card(given.network).get("images_hash")
         if trained_on not in (None, data.fingerprint(dataset.train)):
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = {"seed": given.seed, "cache": given.cache or home() / "maps", "progress": True}
         n = as_whole_number(given.images, "--images", 1, len(dataset.test))
         images = dataset.test[:n].to(device)
-        maps = maps_over(network, edm_sigmas(given.steps).tolist(), images, **options)
+        maps = maps_over(network, sigmas, images, **options)
         write(given.out, maps, images=n)
     except (TypeError, ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
