@@ -200,10 +200,10 @@ def test_distributions():
 
 
 @pytest.mark.parametrize(
-    "make", [augment.horizontal_flips, augment.vertical_flips, augment.translations]
-    + [augment.rotations, augment.scalings]
-)  # fmt: skip
-def test_a_generator_may_stand_in_the_seed_s_place(make):
+    "name", ["horizontal_flips", "vertical_flips", "translations", "rotations", "scalings"]
+)
+def test_a_generator_may_stand_in_the_seed_s_place(name):
+    make = getattr(augment, name)
     x = to_uint8(torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1)
     first, again, other = (
         make(x, 4, **given).images
