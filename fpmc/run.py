@@ -14,12 +14,18 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fpmc.limits import DEAD_KERNEL, OUT_OF_TIME, TERMINATED, OutOfTimeError
+from fpmc.limits import (
+    DEAD_KERNEL,
+    ENDINGS,
+    OUT_OF_TIME,
+    TERMINATED,
+    OutOfTimeError,
+    on_termination,
+)
 
 try:
     import jupytext
@@ -190,20 +196,15 @@ def _read(chapter: str | os.PathLike) -> dict:
 
 @contextlib.contextmanager
 def _until_told_to_end() -> Iterator[None]:
-    """Inside, SIGTERM is an exit with its status, so that files and the kernel are seen to."""
+    """Inside, SIGTERM and SIGHUP are exits with a status, so that files and kernel are seen to."""
 
     def leave(*_) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would end the cleaning
+        for number in ENDINGS:
+            signal.signal(number, signal.SIG_IGN)  # a second one would end the cleaning
         sys.exit(TERMINATED)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python handles signals in the main thread alone
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
+    with on_termination(leave):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def parse(value: str) -> Any:
@@ -224,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line.
 
     Returns 0; 2 if the call is wrong, 1 if a cell fails, 71 if the kernel dies, 75 if a cell's
-    minutes are over, 143 after a SIGTERM. What ran until then is in the notebook.
+    minutes are over, 143 after a SIGTERM or SIGHUP. What ran until then is in the notebook.
     """
     parser = argparse.ArgumentParser(
         prog="python -m fpmc.run", description="Run a chapter of the book with other parameters."

@@ -1,6 +1,7 @@
 """Running a chapter with other parameters."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import time
 import nbformat
 import pytest
 
+from fpmc.limits import ENDINGS
 from fpmc.run import main, parameters_of, parse, run
 
 CHAPTER = """---
@@ -233,7 +235,8 @@ def test_a_kernel_that_dies_is_one_line_that_names_the_cell(chapter, tmp_path, c
     assert "the end" not in printed(out)
 
 
-def test_told_to_end_a_run_leaves_what_ran_and_nothing_else(chapter, tmp_path):
+@pytest.mark.parametrize("number", [n for n in ENDINGS if signal.getsignal(n) != signal.SIG_IGN])
+def test_told_to_end_a_run_leaves_what_ran_and_nothing_else(chapter, tmp_path, number):
     running, out = tmp_path / "running", tmp_path / "out.ipynb"
     code = (
         "import os, pathlib, time\n"
@@ -246,7 +249,7 @@ def test_told_to_end_a_run_leaves_what_ran_and_nothing_else(chapter, tmp_path):
     while not (running.exists() and running.read_text()):
         assert process.poll() is None
         time.sleep(0.2)
-    process.terminate()
+    process.send_signal(number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 143
     assert f"{chapter}: told to end; what ran until there is in {out}\n" in told, told

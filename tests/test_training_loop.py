@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from fpmc.limits import TERMINATED, OutOfTimeError
+from fpmc.limits import ENDINGS, TERMINATED, OutOfTimeError
 from fpmc.networks.training import loop as loops
 from fpmc.networks.training.loop import Loop
 
@@ -82,16 +82,19 @@ def test_it_minimises_whatever_the_step_returns(tmp_path):
 
 
 @pytest.mark.parametrize("step", [0, 7, 20, 59])
-def test_sigterm_saves_what_was_done_and_ends_with_its_status(step, tmp_path):
+@pytest.mark.parametrize("number", ENDINGS)
+def test_told_to_end_it_saves_what_was_done_and_ends_with_its_status(step, number, tmp_path):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("these tests run where it is ignored")
     whole = run(tmp_path / "whole.pt")[1]
-    before = signal.getsignal(signal.SIGTERM)
-    told = at(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(number)
+    told = at(step, lambda: os.kill(os.getpid(), number))
     loop, _ = fit(tmp_path / "told.pt", hook=told)
     with pytest.raises(SystemExit) as ended:
         loop.run(progress=False)
     assert ended.value.code == TERMINATED == 143
     assert loop.done == step + 1
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["told.pt", "whole.pt"]
     assert torch.equal(run(tmp_path / "told.pt")[1], whole)
 

@@ -187,7 +187,8 @@ class Table:
         for row in torn:
             told = ", ".join(str(row.get(name)) for name in self.key)
             print(
-                f"{self.path}: the row of {told} is cut off; it is computed again", file=sys.stderr
+                f"{self.path}: the row of {told} is cut off; it is computed again where asked for",
+                file=sys.stderr,
             )
         return {self._key(row): row for row in rows if row not in torn}
 
