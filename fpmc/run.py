@@ -224,8 +224,9 @@ def parse(value: str) -> Any:
 def main(arguments: list[str] | None = None) -> int:
     """The command line.
 
-    Returns 0; 2 if the call is wrong, 1 if a cell fails, 71 if the kernel dies, 75 if a cell's
-    minutes are over, 143 after a SIGTERM or SIGHUP. What ran until then is in the notebook.
+    Returns 0; 2 if the call is wrong, 1 if a cell fails or the disk is full, 71 if the kernel dies,
+    75 if a cell's minutes are over, 143 after a SIGTERM or SIGHUP. What ran until then is in the
+    notebook.
     """
     parser = argparse.ArgumentParser(
         prog="python -m fpmc.run", description="Run a chapter of the book with other parameters."
@@ -266,6 +267,9 @@ def main(arguments: list[str] | None = None) -> int:
     except DeadKernelError as error:
         print(f"{error}; what ran until there is in {output}", file=sys.stderr)
         return DEAD_KERNEL
+    except OSError as error:
+        print(f"{output}: cannot be written ({error.strerror or error})", file=sys.stderr)
+        return 1
     except SystemExit:
         print(
             f"{options.chapter}: told to end; what ran until there is in {output}", file=sys.stderr

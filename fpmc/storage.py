@@ -18,6 +18,7 @@ __all__ = [
     "home",
     "missing",
     "named",
+    "reason",
     "try_writing",
     "whole",
     "write_array",
@@ -41,6 +42,17 @@ def missing(path: str | os.PathLike) -> FileNotFoundError:
             f"maps are in its repository, in results/{folder.parent.name}/networks"
         )
     return FileNotFoundError(f"{path}: no such file{told}")
+
+
+def reason(error: Exception) -> str:
+    """The first line of why a file cannot be read, or the error's kind if it says nothing.
+
+    Libraries' advice to run what a file holds is left out.
+    """
+    said = str(error).strip().splitlines()
+    if said and ("allow_pickle" in said[0] or "weights_only" in said[0]):
+        return "it is broken, or of another kind"
+    return said[0] if said else type(error).__name__
 
 
 def home(root: str | os.PathLike | None = None) -> Path:

@@ -163,9 +163,17 @@ def test_more_steps_go_on_from_what_was_done(tmp_path):
     assert str(more.history) == str(tune(collection(), network, 30, **options).history)
     with pytest.raises(ValueError, match="holds a run that differs in rate"):
         tune(collection(), network, 30, out=tmp_path, every=5)
-    (tmp_path / "sigma-0.6.state").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="Name another folder as out, or remove this file"):
+    for content, reason in ((b"nothing", ".+"), (b"", "EOFError"), (bytes(5000), "it is broken.*")):
+        (tmp_path / "sigma-0.6.state").write_bytes(content)
+        with pytest.raises(
+            ValueError, match=rf"not a state to go on from \({reason}\). Nothing was"
+        ):
+            tune(collection(), network, 20, out=tmp_path)
+    (tmp_path / "sigma-0.6.state").unlink()
+    before = (tmp_path / "sigma-0.6.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"holds sigma-0\.6 tuned and no state to go on from"):
         tune(collection(), network, 20, out=tmp_path)
+    assert (tmp_path / "sigma-0.6.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Running a chapter with other parameters."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -233,6 +234,21 @@ def test_a_kernel_that_dies_is_one_line_that_names_the_cell(chapter, tmp_path, c
     assert told == f"{chapter}: the kernel died in cell 3; what ran until there is in {out}"
     assert "digits 1" in printed(out)
     assert "the end" not in printed(out)
+
+
+def test_a_notebook_that_cannot_be_written_is_one_line(chapter, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fpmc.run.jupytext.write", full)
+    out = tmp_path / "out.ipynb"
+    assert main([str(chapter), "-o", str(out)]) == 1
+    assert capsys.readouterr().err == f"{out}: cannot be written (No space left on device)\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["chapter.md"]
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "out.ipynb"
+    assert main([str(chapter), "-o", str(out)]) == 1
+    assert capsys.readouterr().err.startswith(f"{out}: cannot be written (")
 
 
 @pytest.mark.parametrize("number", [n for n in ENDINGS if signal.getsignal(n) != signal.SIG_IGN])

@@ -341,6 +341,18 @@ def test_bad_input_is_a_clear_error():
         sensitivity.square_sides(torch.zeros(3, 4, 4), 0.5)
 
 
+@pytest.mark.usefixtures("as_users_do")
+def test_files_of_other_programs_are_named_without_advice_to_run_them(tmp_path):
+    torch.save(torch.ones(2, 4, 2, 2), tmp_path / "maps.pt")
+    (tmp_path / "maps.npz").write_bytes(bytes(3000))
+    for name, reason in (
+        ("maps.pt", "it has no maps but nothing that NumPy reads"),
+        ("maps.npz", "it is broken, or of another kind"),
+    ):
+        with pytest.raises(ValueError, match=rf"not a file of sensitivity maps \({reason}\)$"):
+            sensitivity.read(tmp_path / name)
+
+
 def test_the_command_line_keeps_a_network_s_maps(tmp_path):
     networks.save(tiny(shape=(1, 8, 8)), tmp_path / "network.safetensors", {"data": "digits"})
     words = ["--network", str(tmp_path / "network.safetensors"), "--images", "1", "--steps", "2"]

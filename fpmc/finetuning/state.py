@@ -16,7 +16,7 @@ import torch
 
 from fpmc.finetuning.files import level_name
 from fpmc.finetuning.settings import Settings
-from fpmc.storage import try_writing, whole
+from fpmc.storage import reason, try_writing, whole
 
 __all__ = ["Saved", "seed_of", "stopping"]
 
@@ -69,9 +69,16 @@ class Saved:
         """Take up a saved run, if there is one; more steps than it had are allowed.
 
         Raises:
-            ValueError: If it cannot be read, or is another run.
+            ValueError: If it cannot be read, is another run, or is gone while its outcome is there.
         """
-        if self.folder is None or not self.path.exists():
+        if self.folder is None:
+            return
+        if not self.path.exists():
+            if (self.folder / f"{self.name}.safetensors").exists():
+                raise ValueError(
+                    f"out: {self.folder} holds {self.name} tuned and no state to go on from; "
+                    "nothing was changed, name another folder"
+                )
             return
         try:
             state = torch.load(self.path, map_location=run.device, weights_only=True)
@@ -91,7 +98,8 @@ class Saved:
             pickle.PickleError,
         ) as error:
             raise ValueError(
-                f"{self.path}: {error}. Name another folder as out, or remove this file"
+                f"{self.path}: not a state to go on from ({reason(error)}). Nothing was changed; "
+                "name another folder as out"
             ) from error
 
     def place(self, i: int, n: int) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fpmc.checks import as_whole_number
 from fpmc.networks.loading import FOLDER, SHIPPED
-from fpmc.storage import missing, whole
+from fpmc.storage import missing, reason, whole
 
 __all__ = ["averaged_over", "load", "read", "write"]
 
@@ -174,20 +174,21 @@ def _opened(path: str | os.PathLike) -> Iterator[Mapping[str, np.ndarray]]:
     except FileNotFoundError as error:
         raise missing(path) from error
     except Exception as error:
-        raise ValueError(f"{path}: not a file of sensitivity maps ({error})") from error
+        raise ValueError(f"{path}: not a file of sensitivity maps ({reason(error)})") from error
 
 
 def _described(file: Mapping[str, np.ndarray] | np.ndarray) -> str:
     """What a foreign file holds, and how maps as the papers' authors keep them become ours."""
     arrays = {"an array": file} if isinstance(file, np.ndarray) else file
-    shapes = {name: array.shape for name, array in arrays.items()}
+    shapes = {name: getattr(array, "shape", None) for name, array in arrays.items()}
+    shapes = {name: shape for name, shape in shapes.items() if shape is not None}
     described = ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items())
     if any(len(shape) == 5 and shape[1:3] == shape[3:] for shape in shapes.values()):
         return (
             f"{described}: of maps (step, y, x, h, w), divide each by its sum over (h, w), and "
             "write {sigma: maps[step].reshape(h * w, h, w)} with fpmc.sensitivity.write"
         )
-    return described or "nothing"
+    return described or "nothing that NumPy reads"
 
 
 def _shipped() -> list[str]:

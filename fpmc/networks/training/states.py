@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from fpmc.storage import whole
+from fpmc.storage import reason, whole
 
 __all__ = ["Stateful", "read_state", "restore", "write_state"]
 
@@ -55,7 +55,7 @@ def read_state(
         before = dict(state["identity"])
     except (*UNREADABLE, EOFError, OSError, pickle.PickleError) as error:
         raise ValueError(
-            f"{path}: not a state to go on from ({_reason(error)}). {ADVICE}"
+            f"{path}: not a state to go on from ({reason(error)}). {ADVICE}"
         ) from error
     differ = [k for k in before | dict(identity) if before.get(k) != identity.get(k)]
     if differ:
@@ -74,10 +74,4 @@ def restore(path: Path, parts: Mapping[str, Stateful], state: Mapping[str, Any])
         for name, part in parts.items():
             part.load_state_dict(state[name])
     except UNREADABLE as error:
-        raise ValueError(f"{path}: its state does not fit ({_reason(error)}). {ADVICE}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what an error says, or its kind if it says nothing."""
-    said = str(error).strip().splitlines()
-    return said[0] if said else type(error).__name__
+        raise ValueError(f"{path}: its state does not fit ({reason(error)}). {ADVICE}") from error
