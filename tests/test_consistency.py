@@ -242,6 +242,6 @@ def randomly():
                     yield pytest.param(taken, id=f"{path.stem}.{node.name}")
 
 
-@pytest.mark.parametrize("taken", randomly())
+@pytest.mark.parametrize("taken", list(randomly()))
 def test_what_takes_a_generator_for_a_seed_takes_it_by_its_name(taken):
     assert ast.unparse(taken["generator"]) == "torch.Generator | None"
