@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_every_combination_of_the_axes_is_one_job():
 def test_the_grids_that_come_with_the_project_can_be_asked_for(path):
     given = yaml.safe_load(path.read_text())
     assert given["name"] == path.stem
-    assert grid.expand(given)
+    assert all(re.fullmatch(r"[\w/.+-]+", run.name) for run in grid.expand(given))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ own, and :func:`collect` alone writes to the tables.
 import csv
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,9 +141,10 @@ def _known(given: Any, names: set[str], what: str) -> None:
 
 
 def _told(value: Any) -> str:
-    """An axis's value in a file's name."""
+    """An axis's value in a file's name, which shells take as one word."""
     several = value if isinstance(value, list) else [value]
-    return "+".join(Path(str(one)).stem if "/" in str(one) else str(one) for one in several)
+    told = (Path(str(one)).stem if "/" in str(one) else str(one) for one in several)
+    return "+".join(re.sub(r"[^\w.-]", "_", one) for one in told)
 
 
 def _here(options: Mapping[str, Any]) -> dict[str, Any]:
