@@ -1,14 +1,28 @@
-"""The processes that share a run: those of torchrun, or one alone."""
+"""The processes that share a run, those of torchrun or one alone, and what any group adds up."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["ALONE", "Processes", "processes"]
+__all__ = ["ALONE", "Processes", "processes", "reduced"]
+
+
+def reduced(value: Tensor, how: str, group: Any = None) -> Tensor:
+    """What the processes of a group make of their values, entry by entry; all of them call it.
+
+    Args:
+        value: This process's; it may be overwritten.
+        how: "SUM" or "MAX".
+        group: One of :mod:`torch.distributed`'s process groups; None for all processes.
+    """
+    value = value.contiguous()
+    distributed.all_reduce(value, getattr(distributed.ReduceOp, how), group)
+    return value
 
 
 @dataclass(frozen=True)
@@ -38,18 +52,15 @@ class Processes:
         return self.sum(whole)
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all processes; the value is overwritten."""
-        if self.world > 1:
-            distributed.all_reduce(value)
-        return value
+        """The sum over all processes; the value may be overwritten."""
+        return reduced(value, "SUM") if self.world > 1 else value
 
     def agree(self, *values: float) -> list[float]:
         """The largest of each value over all processes, so that all take the same decision."""
         if self.world == 1:
             return [float(value) for value in values]
         shared = torch.tensor(values, device=self.device, dtype=torch.float64)
-        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
-        return shared.tolist()
+        return reduced(shared, "MAX").tolist()
 
     def mean(self, value: Tensor) -> float:
         """The mean of a number over all processes."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, distributed
 
 from fpmc.operators import Dense, Operator
+from fpmc.processes import reduced
 
 __all__ = ["Ranks"]
 
@@ -45,11 +46,11 @@ class Ranks:
 
     def largest(self, value: Tensor) -> Tensor:
         """The largest over the ranks, entry by entry; the value may be overwritten."""
-        return self._reduced(value, "MAX")
+        return reduced(value, "MAX", self.group)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over the ranks; the value may be overwritten."""
-        return self._reduced(value, "SUM")
+        return reduced(value, "SUM", self.group)
 
     def agree(self, like: Tensor, **values: Any) -> None:
         """See that all ranks ask the same, by comparing short hashes in one all-reduce.
@@ -73,11 +74,6 @@ class Ranks:
                 f"{self.world}, wanted the same on all: torch.distributed.broadcast gives a "
                 "tensor of one rank to the others"
             )
-
-    def _reduced(self, value: Tensor, how: str) -> Tensor:
-        value = value.contiguous()
-        distributed.all_reduce(value, getattr(distributed.ReduceOp, how), self.group)
-        return value
 
 
 def _digest(value: Any) -> int:

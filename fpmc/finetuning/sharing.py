@@ -95,5 +95,5 @@ class Shared:
         loss = module.loss(part, target, sigma, without, **options) * (len(part) / len(z))
         loss.backward()
         for theta in module.parameters():
-            self.own.sum(theta.grad)
+            theta.grad = self.own.sum(theta.grad)
         return self.own.sum(loss.detach())
