@@ -109,6 +109,15 @@ class Cluster:
         self.running[name].send_signal(signal.SIGKILL)
         self.running.pop(name).wait()
 
+    def save(self) -> None:
+        """Keep what the controller has saved by now."""
+        shutil.copytree(self.folder / "state", self.folder / "saved")
+
+    def forget(self) -> None:
+        """Give a controller that was killed what was kept: it knows of nothing that came after."""
+        shutil.rmtree(self.folder / "state")
+        shutil.copytree(self.folder / "saved", self.folder / "state")
+
     def ask(self, *words: str) -> str:
         """What a command of SLURM prints; "" if it fails."""
         done = subprocess.run(

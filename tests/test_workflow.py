@@ -2,9 +2,12 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -17,7 +20,13 @@ pytest.importorskip("snakemake")
 ROOT = Path(__file__).parents[1]
 TINY = yaml.safe_load((ROOT / "workflow" / "grids" / "tiny.yaml").read_text())
 ROWS = {"denoising": 4, "tuning": 4, "samples": 2}
-"""What the grid "tiny" computes."""
+JOBS = {"denoising": 2, "tuning": 2, "samples": 1}
+"""What the stages of the grid "tiny" compute: rows, and in how many jobs."""
+LONGEST = 1_200
+"""Seconds within which the tiny grid is done, whatever else the machine does."""
+needs_slurm = pytest.mark.skipif(
+    bool(slurm.missing()), reason=f"no SLURM here: {', '.join(slurm.missing())}"
+)
 
 
 def environment(folder):
@@ -32,6 +41,11 @@ def checkout(tmp_path):
     for name in ("workflow", "book"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
+
+
+def stages(*names):
+    """The tiny grid's jobs of these stages."""
+    return [block for block in TINY["jobs"] if block["stage"] in names]
 
 
 def grid_of(checkout, **changes):
@@ -55,8 +69,40 @@ def snakemake(checkout, profile, *more, env=None):
         env=env or environment(checkout),
         capture_output=True,
         text=True,
+        timeout=LONGEST,
     )
     return done.returncode, done.stdout + done.stderr
+
+
+def typed(checkout, env):
+    """Snakemake on SLURM as in a terminal, where Ctrl-C reaches it; it writes to "said"."""
+    words = command(checkout, "slurm", "--slurm-init-seconds-before-status-checks", "2")
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with (checkout / "said").open("w") as said:
+        return subprocess.Popen(
+            words, cwd=checkout, env=env, stdout=said, stderr=said, preexec_fn=heard
+        )
+
+
+def interrupt(process):
+    """Press Ctrl-C; Snakemake ends when it would next ask for states, every 3 minutes at most."""
+    process.send_signal(signal.SIGINT)
+    assert process.wait(240) != 0
+
+
+def see_through(process, running):
+    """Wait for Snakemake, as a user does who looks: not for jobs that SLURM knows nothing of."""
+    busy = time.monotonic()
+
+    def over():
+        nonlocal busy
+        if running.jobs("PENDING,RUNNING,COMPLETING"):
+            busy = time.monotonic()
+        return process.poll() is not None or time.monotonic() - busy > 240
+
+    slurm.until(over, LONGEST)
+    if process.poll() is None:
+        interrupt(process)
 
 
 def rows(path):
@@ -70,21 +116,22 @@ def begun(checkout):
     return any("Executing" in log and "executed notebook" not in log for log in logs)
 
 
-def complete(checkout):
-    """See that the tables have every row of the tiny grid once, and that each notebook ran."""
-    for stage, n in ROWS.items():
+def complete(checkout, *names):
+    """See that tables have every row of these stages once, and that each notebook ran."""
+    for stage in names:
         found = rows(checkout / f"runs/tiny/results/digits/{stage}.csv")
         keys = {
             tuple(row[k] for k in ("method", "learn", "z", "sigma") if k in row) for row in found
         }
-        assert len(found) == len(keys) == n, stage
+        assert len(found) == len(keys) == ROWS[stage], stage
     notebooks = sorted((checkout / "runs/tiny").glob("*/*.ipynb"))
-    assert len(notebooks) == 5
+    assert len(notebooks) == sum(JOBS[stage] for stage in names)
     for path in notebooks:
         cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
         assert cells[-1].outputs
         assert not [o for c in cells for o in c.outputs if o.output_type == "error"]
-    assert sum(int(row["rows"]) for row in rows(checkout / "runs/tiny/collected.csv")) == 10
+    collected = rows(checkout / "runs/tiny/collected.csv")
+    assert sum(int(row["rows"]) for row in collected) == sum(ROWS[stage] for stage in names)
 
 
 @pytest.mark.slow
@@ -92,7 +139,7 @@ def test_the_tiny_grid_runs_here_and_is_then_done(checkout):
     grid_of(checkout)
     status, told = snakemake(checkout, "local")
     assert status == 0, told
-    complete(checkout)
+    complete(checkout, *ROWS)
     status, told = snakemake(checkout, "local")
     assert status == 0
     assert "Nothing to be done" in told
@@ -154,16 +201,19 @@ def test_minutes_that_are_over_and_a_dead_kernel_are_taken_up_again(checkout):
     assert (checkout / "runs/tiny/denoising/digits-10/past").read_text() == "xxx"
 
 
+def on_slurm(checkout, running):
+    """Where Snakemake finds this SLURM."""
+    env = environment(checkout)
+    return env | running.environment | {k: env[k] for k in ("OMP_NUM_THREADS", "PYTHONPATH")}
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(bool(slurm.missing()), reason=f"no SLURM here: {', '.join(slurm.missing())}")
+@needs_slurm
 def test_slurm_runs_the_tiny_grid_whatever_ends_in_the_middle(checkout):
     grid_of(checkout)
     with slurm.cluster(checkout / "cluster") as running:
-        env = environment(checkout) | running.environment | {"OMP_NUM_THREADS": "1"}
-        env["PYTHONPATH"] = environment(checkout)["PYTHONPATH"]
-        words = command(checkout, "slurm", "--slurm-init-seconds-before-status-checks", "2")
-        with (checkout / "said").open("w") as said:
-            process = subprocess.Popen(words, cwd=checkout, env=env, stdout=said, stderr=said)
+        env = on_slurm(checkout, running)
+        process = typed(checkout, env)
         slurm.until(lambda: begun(checkout) and running.jobs(), 600)
         running.ask("scancel", running.jobs()[0])
         slurm.until(lambda: "Trying to restart" in (checkout / "said").read_text(), 300)
@@ -173,7 +223,54 @@ def test_slurm_runs_the_tiny_grid_whatever_ends_in_the_middle(checkout):
         running.start("slurmctld")
         running.start("slurmd")
         slurm.until(running.up, 120)
-        process.wait(1500)
+        see_through(process, running)
         status, told = snakemake(checkout, "slurm", env=env)
         assert status == 0, (checkout / "said").read_text() + told
-    complete(checkout)
+    complete(checkout, *ROWS)
+
+
+@pytest.mark.slow
+@needs_slurm
+@pytest.mark.parametrize("moment", ["just accepted", "in the middle"])
+def test_jobs_that_slurm_forgets_are_computed_by_the_same_command(checkout, moment):
+    """A controller that dies knows after it only what it had saved; here, of no job."""
+    names = ("denoising", "samples")  # three jobs: two run at a time, and one waits
+    grid_of(checkout, jobs=stages(*names))
+    with slurm.cluster(checkout / "cluster") as running:
+        env = on_slurm(checkout, running)
+        running.save()
+        process = typed(checkout, env)
+        slurm.until(lambda: (checkout / "said").read_text().count("SLURM jobid") == 3, 120)
+        if moment == "in the middle":
+            slurm.until(lambda: begun(checkout), 600)
+        running.kill("slurmctld")
+        running.forget()
+        running.start("slurmctld")
+        slurm.until(running.up, 120)
+        assert running.jobs("all") == []
+        interrupt(process)
+        status, told = snakemake(checkout, "slurm", env=env)
+        assert status == 0, (checkout / "said").read_text() + told
+    complete(checkout, *names)
+
+
+@pytest.mark.slow
+@needs_slurm
+def test_jobs_of_a_snakemake_that_was_killed_go_on_and_bring_their_rows_once(checkout):
+    """As after a reboot of the login node: the folder is locked, and jobs still run."""
+    grid_of(checkout, jobs=stages("denoising"))
+    with slurm.cluster(checkout / "cluster") as running:
+        env = on_slurm(checkout, running)
+        process = typed(checkout, env)
+        slurm.until(lambda: begun(checkout) and len(running.jobs()) == 2, 600)
+        process.kill()
+        process.wait()
+        slurm.until(lambda: not running.jobs("PENDING,RUNNING,COMPLETING"), 600)
+        status, told = snakemake(checkout, "slurm", env=env)
+        assert status != 0
+        assert "--unlock" in told
+        assert len(rows(checkout / "runs/tiny/denoising/digits-10-wiener.csv")) == 2
+        assert snakemake(checkout, "slurm", "--unlock", env=env)[0] == 0
+        status, told = snakemake(checkout, "slurm", env=env)
+        assert status == 0, told
+    complete(checkout, "denoising")
