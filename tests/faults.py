@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +71,9 @@ KINDS = {
         ("tables/samples.csv", "tables/each.npz", "tables/samples.npz"),
     ),
 }
+
+FAULTS = ("killed", "together", "full")
+"""What is done to each."""
 
 
 def start(kind: Kind, folder: Path, log: Path) -> subprocess.Popen:
@@ -143,11 +147,17 @@ def finished(kind: Kind, folder: Path, log: Path) -> float:
     return time.monotonic() - began
 
 
+@cache
+def alone(name: str, work: Path) -> tuple[Path, float]:
+    """An undisturbed run of a kind: its folder, and the seconds it took."""
+    folder = work / f"{name}-undisturbed"
+    return folder, finished(KINDS[name], folder, work / f"{name}-undisturbed.log")
+
+
 def killed(name: str, kills: int, dice: random.Random, work: Path) -> dict[str, object]:
     """Kill runs of a kind until there were so many kills, and finish each that was begun."""
     kind, log = KINDS[name], work / f"{name}.log"
-    undisturbed = work / f"{name}-undisturbed"
-    seconds = finished(kind, undisturbed, log)
+    undisturbed, seconds = alone(name, work)
     done, runs, unsaved, bar = 0, 0, [], tqdm(total=kills, desc=name)
     while done < kills:
         folder, ended = work / f"{name}-{runs}", False
@@ -185,19 +195,19 @@ def killed(name: str, kills: int, dice: random.Random, work: Path) -> dict[str, 
 def together(name: str, times: int, work: Path) -> dict[str, object]:
     """Two processes on one folder: every row once, and the values of one alone."""
     kind, log = KINDS[name], work / f"{name}-together.log"
-    alone = work / f"{name}-undisturbed"
+    undisturbed, _ = alone(name, work)
     for i in range(times):
         folder = work / f"{name}-together-{i}"
         for process in [start(kind, folder, log) for _ in "ab"]:
             if process.wait():
                 raise RuntimeError(f"{name}, two processes: {told(log)}")
-        alike(kind, folder, alone, f"{name}, two processes")
+        alike(kind, folder, undisturbed, f"{name}, two processes")
     return {
         "kind": name,
         "fault": "two processes on one folder",
         "times": times,
         "runs": times,
-        "outcome": "every row once",
+        "outcome": "every row once" if kind.save_seconds is None else "the same bits",
     }
 
 
@@ -224,7 +234,7 @@ def small_disk(folder: Path, megabytes: float) -> Iterator[Path]:
 def full(name: str, dice: random.Random, times: int, work: Path) -> dict[str, object]:
     """A disk that fills up: the run says which file, what was saved stays, more room mends it."""
     kind, log = KINDS[name], work / f"{name}-full.log"
-    undisturbed = work / f"{name}-undisturbed"
+    undisturbed, _ = alone(name, work)
     size = sum(path.stat().st_size for path in undisturbed.rglob("*") if path.is_file()) / 2**20
     failed = 0
     for i in range(times):
@@ -255,10 +265,12 @@ def full(name: str, dice: random.Random, times: int, work: Path) -> dict[str, ob
 def attempts(given: argparse.Namespace, work: Path) -> Iterator[Callable[[], dict[str, object]]]:
     for name in given.kind or KINDS:
         dice = random.Random(f"{given.seed}/{name}")
-        yield lambda name=name, dice=dice: killed(name, given.kills, dice, work)
-        if KINDS[name].save_seconds is None:
-            yield lambda name=name: together(name, given.others, work)
-        yield lambda name=name, dice=dice: full(name, dice, given.others, work)
+        tried = {
+            "killed": partial(killed, name, given.kills, dice, work),
+            "together": partial(together, name, given.others, work),
+            "full": partial(full, name, dice, given.others, work),
+        }
+        yield from (tried[fault] for fault in given.fault or tried)
 
 
 def main() -> None:
@@ -266,6 +278,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="of each kind (default: 20)")
     parser.add_argument("--others", type=int, default=4, help="trials of other faults (default: 4)")
     parser.add_argument("--kind", action="append", choices=KINDS, help="this one alone")
+    parser.add_argument("--fault", action="append", choices=FAULTS, help="this one alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="the folder of the table, faults.csv")
     given = parser.parse_args()
