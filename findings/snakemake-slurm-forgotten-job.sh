@@ -11,7 +11,7 @@
 #   may not have saved it. A job that ended longer than MinJobAge ago is not listed either.
 # For users: if squeue --me is empty and Snakemake waits, press Ctrl-C and type the same command again.
 #
-# It runs without a cluster: sbatch and squeue are scripts that say what SLURM's would. 2 minutes.
+# It runs without a cluster: sbatch and squeue are scripts that say what SLURM's would, for two minutes.
 set -euo pipefail
 set -m # or a process in the background would not hear SIGINT
 folder=$(mktemp -d)
@@ -54,9 +54,11 @@ grep "Will exit after finishing" said || changed "SIGTERM"
 echo "it waits after SIGTERM, too"
 kill -INT "$process"
 (sleep 90 && kill -KILL "$process") 2> /dev/null &
+guard=$!
 status=0
 wait "$process" || status=$?
 process=
+kill -- -"$guard" 2> /dev/null || true # with its sleep
 echo "after SIGINT: status $status, it cancelled job $(cat cancelled)"
 [ "$status" -eq 1 ] && [ "$(cat cancelled)" = 1 ] || changed "SIGINT"
 venv/bin/snakemake --cores 1 > said 2>&1 || changed "it is locked"
