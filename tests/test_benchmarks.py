@@ -31,7 +31,7 @@ def run(monkeypatch, as_users_do):
     ("script", "options", "rows"),
     [
         ("paths.py", "--data photos --n 30 --dense-n 20 --b 1 --sigma 0.5 --repeats 1", 10),
-        ("scaling.py", "--data digits --n 8 --dense-n 8", 76),
+        ("scaling.py", "--data digits --n 8 --dense-n 8 --els-n 8", 95),
         ("finetuning.py", "--data digits --n 30 --b 4 --sigma 0.5", 1),
     ],
 )
