@@ -20,7 +20,6 @@ from fpmc import FPMC, Source, diffusion, methods
 from fpmc.operators import Box, Dense, Identity, Ones
 from fpmc.source import to_float
 
-
 METHODS = ("optimal", "PSPC-Square", "LS", "ELS", "dense Q and R")
 
 
