@@ -45,9 +45,10 @@ STORED = (torch.uint8, torch.float32, torch.float64)
 """What the kernels read."""
 
 LOWEST = np.float32(-87)
-LOG2_E, HALF = np.float32(1.44269504), np.float32(0.5)
-POWERS = (1.0, 0.6931469776, 0.2402224209, 0.05550733742, 0.009671512642, 0.001326472749)
-POWER_0, POWER_1, POWER_2, POWER_3, POWER_4, POWER_5 = map(np.float32, POWERS)
+LOG2_E = np.float32(1.44269504)
+LN_2_HIGH, LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+SIXTH, FIFTH, FOURTH, THIRD = (np.float32(1 / n) for n in (720, 120, 24, 6))
+HALF, ONE = np.float32(0.5), np.float32(1)
 BIAS, FRACTION_BITS = np.int32(127), np.int32(23)
 
 
@@ -136,15 +137,14 @@ def _float_of_bits(typing_context, bits):
 
 @compiled
 def exp(t):
-    """The exponential of a float32 t ≤ 0, to 2e-7 − 6e-8 t of itself; below −87, that of −87.
+    """The exponential of a float32 t ≤ 0, to 3e-7 of itself; of t below −87, that of −87.
 
-    As a power of 2, of a whole number n and a rest r of at most a half, which is exact. The rest's
-    is the polynomial of degree 5 that is nearest to it relative to it, of those that are 1 at 0
-    (to 9e-8), and 2ⁿ is written into a float's exponent.
+    t is a whole number n of log 2 and a rest of at most half of one. The rest's exponential is its
+    Taylor polynomial of degree 6, and 2ⁿ is written into a float's exponent. log 2 comes in two
+    parts, of which the first has few bits, so that n times it is exact (Cody and Waite, 1980).
     """
-    t = larger(t, LOWEST) * LOG2_E
-    n = np.floor(t + HALF)
-    r = t - n
-    curve = ((POWER_5 * r + POWER_4) * r + POWER_3) * r + POWER_2
-    power = (curve * r + POWER_1) * r + POWER_0
-    return power * _float_of_bits((np.int32(n) + BIAS) << FRACTION_BITS)
+    t = larger(t, LOWEST)
+    n = np.floor(t * LOG2_E + HALF)
+    r = (t - n * LN_2_HIGH) - n * LN_2_LOW
+    curve = (((SIXTH * r + FIFTH) * r + FOURTH) * r + THIRD) * r + HALF
+    return ((curve * r + ONE) * r + ONE) * _float_of_bits((np.int32(n) + BIAS) << FRACTION_BITS)

@@ -9,9 +9,8 @@ large squares at low noise, some of them. Threads share the source out.
 Distances, log-weights, normalisers and the sums over the source are float64; a weight is the
 float32 exponential of the log-weight less the largest one (or less the normaliser): subtracted in
 float64, so that the difference t is rounded to float32 and not the log-weight. Where a weight
-matters t is small: this rounding and that of t as a power of 2 change a weight of e⁻ᵗ by at most
-t e⁻ᵗ 1.2e-7, and the exponential itself is good to 2e-7. So the answer is good to a few float32
-roundings of its own.
+matters t is small: the rounding changes a weight of e⁻ᵗ by at most t e⁻ᵗ 6e-8, and the exponential
+itself is good to 3e-7. So the answer is good to a few float32 roundings of its own.
 
 A running sum keeps what it cancelled: with S the distance of the farthest square that z and the
 range of the source allow, and the unit roundoff ε = 1.1e-16, an error of up to 2 (h + w) ε S may
