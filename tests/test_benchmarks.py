@@ -31,7 +31,7 @@ def run(monkeypatch, as_users_do):
     ("script", "options", "rows"),
     [
         ("paths.py", "--data photos --n 30 --dense-n 20 --b 1 --sigma 0.5 --repeats 1", 10),
-        ("scaling.py", "--data digits --n 8 --dense-n 8", 76),
+        ("scaling.py", "--data digits --n 8 --dense-n 8 --els-n 8", 95),
         ("finetuning.py", "--data digits --n 30 --b 4 --sigma 0.5", 1),
     ],
 )
@@ -67,6 +67,16 @@ def test_a_build_against_itself_gives_the_same_bits(run, tmp_path):
         (row,) = csv.DictReader(file)
     assert row["answer: bits"] == row["back: bits"] == "same"
     assert float(row["answer: ratio"]) > 0
+
+
+def test_els_against_itself_says_what_is_claimed_of_it(run, tmp_path, capsys):
+    """A row for each claim, and the verdict: a build is as fast as itself."""
+    run("els.py", "--claimed", "--against", SCRIPTS.parent, "--out", tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["p"] for row in table] == ["7", "15"]
+    assert all(row["answer: bits"] == "same" and float(row["times as fast"]) > 0 for row in table)
+    assert "at p = 7 and p = 15: does not hold, by" in capsys.readouterr().out
 
 
 def test_no_script_hides_a_module_that_its_imports_need():

@@ -650,7 +650,7 @@ class TestMeasurements:
         assert math.isnan(row.pop("loop / ours"))
         assert row == {"method": "LS, p = 7", "ours": 0.072, "code": "1234567"}
 
-    @pytest.mark.parametrize("table", ["paths", "scaling"])
+    @pytest.mark.parametrize("table", ["paths", "scaling", "els"])
     def test_every_row_of_the_stored_tables_says_where_it_was_measured(self, table):
         for row in results.measurements(table):
             assert all(row[name] for name in ("device", "threads", "torch", "date"))

@@ -34,13 +34,14 @@ class Part(NamedTuple):
 
 
 def need(
-    queries: Box, responses: Box | Identity, source: Source, *, back: bool, wide: bool = False
+    queries: Box, responses: Box | Identity, source: Source, *, back: bool, moving: bool = False
 ) -> Need:
-    """The working memory of an answer, or of going back; wide as for :func:`buffers`."""
+    """The working memory of an answer, or of going back; moving as for :func:`buffers`."""
     c, h, w = source.shape
     d, k, grid_w = c * h * w, queries.k, queries.grid[1]
-    tile = d * max(source.images.dtype.itemsize, FLOAT32 * wide)
+    tile = d * max(source.images.dtype.itemsize, FLOAT32 * moving)
     query = ((queries.p + 1) * w + grid_w) * FLOAT64 + grid_w * FLOAT32
+    query += 2 * queries.p * FLOAT64 * moving
     tiles = sum(-(-len(part) // LANES) for part in source.parts)
     if back:
         spread = (queries.p + 2) * w * FLOAT32
@@ -71,17 +72,20 @@ def before(op: Box | Identity) -> int:
     return op.p // 2 if isinstance(op, Box) and op.border == "clip" else 0
 
 
-def buffers(queries: Box, x: np.ndarray, *, wide: bool = False) -> Buffers:
+def buffers(queries: Box, x: np.ndarray, *, moving: bool = False) -> Buffers:
     """A thread's, for distances under these squares to images like x.
 
-    Where a tile is read so often that it pays, it is wide: bytes are kept as float32.
+    Where squares move within images, a tile is read so often that it pays to keep bytes as float32.
+    Then the sums along columns have p zeros before and after them.
     """
     (c, h, w), grid_w = x.shape[1:], queries.grid[1]
-    shapes = ((queries.p, w, LANES), (w, LANES), (grid_w, LANES))
     dtype = torch.from_numpy(x[:0]).dtype
-    dtype = torch.float32 if wide and dtype == torch.uint8 else dtype
+    dtype = torch.float32 if moving and dtype == torch.uint8 else dtype
     tile = torch.zeros(c, h, w, LANES, dtype=dtype).numpy()
-    return Buffers(tile, *map(empty, shapes), empty((grid_w, LANES), torch.float32))
+    ring = torch.zeros(queries.p, w, LANES, dtype=torch.float64).numpy()
+    column = torch.zeros(w + 2 * queries.p * moving, LANES, dtype=torch.float64).numpy()
+    totals, weights = empty((grid_w, LANES)), empty((grid_w, LANES), torch.float32)
+    return Buffers(tile, ring, column, totals, weights)
 
 
 def slopes(g: np.ndarray, queries: Box, responses: Box | Identity) -> Slopes:

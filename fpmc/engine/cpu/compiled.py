@@ -21,11 +21,20 @@ from fpmc.source import Source
 try:
     from llvmlite import ir
     from numba import njit, types
+    from numba.core.compiler import Compiler
     from numba.extending import intrinsic
 except ImportError as error:
     MISSING = f"no compiled kernels, as numba cannot be imported ({error})"
 else:
     MISSING = ""
+
+    class Apart(Compiler):
+        """Numba's compiler, told that arrays which a function is given do not overlap."""
+
+        def define_pipelines(self):
+            self.state.flags.noalias = True
+            return super().define_pipelines()
+
 
 __all__ = ["LANES", "MISSING", "compiled", "exp", "larger", "readable"]
 
@@ -46,13 +55,17 @@ BIAS, FRACTION_BITS = np.int32(127), np.int32(23)
 def compiled(function: Callable) -> Callable:
     """Decorator: machine code, at the first call; it is kept for later sessions if it can be.
 
-    Sums may be reordered and fused, and are taken to hold no NaN; they may be infinite. What an
-    import hook wrapped around the function to check its arguments is taken off.
+    Sums may be reordered and fused, and are taken to hold no NaN; they may be infinite. An array
+    that is written must not overlap another argument: then no loop has to find out. Nor are the
+    references to arrays counted, since the caller holds them all: a count is an atomic operation,
+    and for a slice of a row there would be several. What an import hook wrapped around the function
+    to check its arguments is taken off.
     """
     if MISSING:
         return function
     flags = {"reassoc", "contract", "nsz", "nnan"}
-    decorator = partial(njit, nogil=True, error_model="numpy", fastmath=flags)
+    options = {"pipeline_class": Apart, "_nrt": False, "nogil": True, "error_model": "numpy"}
+    decorator = partial(njit, fastmath=flags, **options)
     function = inspect.unwrap(function)
     try:
         dispatcher = decorator(cache=True)(function)

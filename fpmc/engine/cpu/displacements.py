@@ -83,7 +83,7 @@ class Displacements:
     def fit(self, batch: int, *, back: bool) -> Fit | None:
         """What of so many noisy images fits the budget, forward or back; None if nothing does."""
         problem = self.problem
-        needed = need(*problem.operators, problem.source, back=back, wide=True)
+        needed = need(*problem.operators, problem.source, back=back, moving=True)
         return fit(needed, batch, 1, max(self._tiles, self.count), problem.budget)
 
     @without_autograd
@@ -96,7 +96,7 @@ class Displacements:
             stored = as_parts(z, self.problem)
 
             def work(task: _Work, softmax: OnlineSoftmax) -> None:
-                own = buffers(queries, stored[0].x, wide=True)
+                own = buffers(queries, stored[0].x, moving=True)
                 for index, begin, end in task.share:
                     query, x, _ = stored[index]
                     arrays = (*softmax.arrays(), own)
@@ -138,7 +138,7 @@ class Displacements:
 
         def work(task: _Work, total: Tensor) -> None:
             slopes = empty((queries.shape[1], LANES))
-            own = (slopes, buffers(queries, stored[0].x, wide=True), spread(queries))
+            own = (slopes, buffers(queries, stored[0].x, moving=True), spread(queries))
             for index, begin, end in task.share:
                 query, x, _ = stored[index]
                 arrays = (norm, average, answer, total.numpy(), *own)

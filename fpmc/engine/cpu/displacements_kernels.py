@@ -7,8 +7,9 @@ boundary class lets them move: along an axis with a displacement of 0 at every p
 the border; along another where they fit, before and after.
 """
 
-from fpmc.engine.cpu.compiled import LANES, compiled
+from fpmc.engine.cpu.compiled import LANES, compiled, larger
 from fpmc.engine.cpu.running_sums import (
+    ZERO,
     Buffers,
     Overlap,
     Spread,
@@ -19,7 +20,7 @@ from fpmc.engine.cpu.running_sums import (
     slide,
     start,
 )
-from fpmc.engine.cpu.squares_kernels import add, take, weigh
+from fpmc.engine.cpu.squares_kernels import LOW, SKIP, add, rise, weigh
 from fpmc.engine.cpu.squares_vjp import add_differences, pixel_slopes, tilt
 
 __all__ = ["mean", "vjp"]
@@ -54,10 +55,12 @@ def mean(query, x, begin, end, own, step, cutoff, peak, mass, total, buffers):
                 for row in range(below):
                     enter(query.z[m], row, over, part)
                 for row in range(centres.h):
-                    _next_row(first, len(x), m, row, below, p - 1 - left, query, over, part)
+                    enter(query.z[m], row + below, over, part)
+                    start(first, len(x), query, buffers.totals)
                     i, j = row + centres.z_row, centres.z_column
                     mass_row, sums = mass[m, i, j : j + centres.w], total[m, :, i, j:]
-                    take(query.scale, cutoff, peak[m, i, j : j + centres.w], mass_row, sums, part)
+                    peak_row = peak[m, i, j : j + centres.w]
+                    _take(query.scale, cutoff, p - 1 - left, peak_row, mass_row, sums, buffers)
                     add(row + centres.x_row, centres.x_column, mass_row, sums, part)
 
 
@@ -109,6 +112,29 @@ def vjp(query, g, x, begin, end, own, step, norm, average, answer, total, slopes
 
 
 @compiled
+def _take(scale, cutoff, ahead, peak, mass, sums, buffers):
+    """What :func:`fpmc.engine.cpu.squares_kernels.take` does, together with the distances.
+
+    Each takes the place of that before it, and the first the place of what it starts from; zeros
+    beside the column sums make the same loop of all.
+    """
+    column, totals, weights, p = buffers.column, buffers.totals, buffers.weights, len(buffers.ring)
+    for j in range(p, p + ahead):
+        for n in range(LANES):
+            totals[0, n] += column[j, n]
+    for k in range(len(peak)):
+        at, top, leaving = peak[k], LOW, k + ahead
+        for n in range(LANES):
+            totals[0, n] += column[leaving + p, n] - column[leaving, n]
+            weights[k, n] = scale * totals[0, n] - at
+            top = larger(top, weights[k, n])
+        if top > ZERO:
+            rise(k, 0, scale, peak, mass, sums, totals, weights)
+        elif top <= -cutoff:
+            weights[k, 0] = SKIP
+
+
+@compiled
 def _next_row(first, size, m, row, below, right, query, over, part):
     """The distances of a row of squares, of which one row of pixels is still to enter."""
     enter(query.z[m], row + below, over, part)
@@ -119,10 +145,11 @@ def _next_row(first, size, m, row, below, right, query, over, part):
 @compiled
 def _narrow(buffers, over, centres):
     """The part of the buffers that rows of an overlap and its centres take."""
+    margin = len(buffers.ring)
     return Buffers(
         buffers.tile,
         buffers.ring,
-        buffers.column[: over.w],
+        buffers.column[margin : margin + over.w],
         buffers.totals[: centres.w],
         buffers.weights[: centres.w],
     )

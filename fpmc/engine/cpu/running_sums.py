@@ -122,51 +122,66 @@ def enter(z, row, over, buffers):
     """A row of δ enters the sums along columns, and the one p rows above leaves, if there is one.
 
     Below the pixels that z and the tile share nothing enters. The first row finds sums of 0, and a
-    ring with anything in it.
+    ring with any finite numbers in it.
     """
     ring, column = buffers.ring, buffers.column
-    slot, full = row % len(ring), row >= len(ring)
+    slot, left = row % len(ring), 1.0 if row >= len(ring) else 0.0
     if row >= over.h:
         for j in range(over.w):
             for n in range(LANES):
                 column[j, n] -= ring[slot, j, n]
-        return
-    if len(buffers.tile) == 3:
-        _enter_colours(z, row, over, slot, full, buffers)
-        return
-    i, k = row + over.z_row, row + over.x_row
-    for j in range(over.w):
-        if full:
-            for n in range(LANES):
-                column[j, n] -= ring[slot, j, n]
-        ring[slot, j] = 0.0
-        for channel in range(len(buffers.tile)):
-            value = z[channel, i, j + over.z_column]
-            for n in range(LANES):
-                d = value - buffers.tile[channel, k, j + over.x_column, n]
-                ring[slot, j, n] += d * d
-        for n in range(LANES):
-            column[j, n] += ring[slot, j, n]
+    elif len(buffers.tile) == 3:
+        _enter_colours(z, row, over, left, buffers.tile, ring[slot], column)
+    elif len(buffers.tile) == 1:
+        _enter_greys(z, row, over, left, buffers.tile, ring[slot], column)
+    else:
+        _enter_channels(z, row, over, left, buffers.tile, ring[slot], column)
 
 
 @compiled
-def _enter_colours(z, row, over, slot, full, buffers):
-    """The same for three channels, whose sums stay in registers."""
-    tile, ring, column = buffers.tile, buffers.ring, buffers.column
+def _enter_channels(z, row, over, left, tile, oldest, column):
+    """A row enters for the oldest, which is in the sums or not: so often it leaves."""
     i, k = row + over.z_row, row + over.x_row
     for j in range(over.w):
-        left, right = j + over.z_column, j + over.x_column
-        red, green, blue = z[0, i, left], z[1, i, left], z[2, i, left]
-        if full:
+        for n in range(LANES):
+            column[j, n] -= left * oldest[j, n]
+        oldest[j] = 0.0
+        for channel in range(len(tile)):
+            value = z[channel, i, j + over.z_column]
             for n in range(LANES):
-                column[j, n] -= ring[slot, j, n]
+                d = value - tile[channel, k, j + over.x_column, n]
+                oldest[j, n] += d * d
+        for n in range(LANES):
+            column[j, n] += oldest[j, n]
+
+
+@compiled
+def _enter_greys(z, row, over, left, tile, oldest, column):
+    """The same for one channel, whose squares stay in registers."""
+    i, k = row + over.z_row, row + over.x_row
+    for j in range(over.w):
+        value, right = z[0, i, j + over.z_column], j + over.x_column
+        for n in range(LANES):
+            d = value - tile[0, k, right, n]
+            delta = d * d
+            column[j, n] += delta - left * oldest[j, n]
+            oldest[j, n] = delta
+
+
+@compiled
+def _enter_colours(z, row, over, left, tile, oldest, column):
+    """The same for three."""
+    i, k = row + over.z_row, row + over.x_row
+    for j in range(over.w):
+        at, right = j + over.z_column, j + over.x_column
+        red, green, blue = z[0, i, at], z[1, i, at], z[2, i, at]
         for n in range(LANES):
             d_red = red - tile[0, k, right, n]
             d_green = green - tile[1, k, right, n]
             d_blue = blue - tile[2, k, right, n]
             delta = d_red * d_red + d_green * d_green + d_blue * d_blue
-            column[j, n] += delta
-            ring[slot, j, n] = delta
+            column[j, n] += delta - left * oldest[j, n]
+            oldest[j, n] = delta
 
 
 @compiled

@@ -23,7 +23,7 @@ from fpmc.engine.cpu.running_sums import (
 )
 from fpmc.engine.softmax import CUTOFF
 
-__all__ = ["add", "log_norm", "mean", "mix", "take", "weigh"]
+__all__ = ["LOW", "SKIP", "add", "log_norm", "mean", "mix", "rise", "take", "weigh"]
 
 CUTOFF32 = np.float32(CUTOFF)
 SKIP, LOW = np.float32(1e30), np.float32(-1e30)
@@ -57,7 +57,7 @@ def log_norm(query, x, begin, end, peak, mass, needed, buffers):
                 if i >= 0:
                     start(first, len(x), query, buffers.totals)
                     slide(buffers.column, len(buffers.ring), after, buffers.totals)
-                    top = take(query.scale, CUTOFF32, peak[m, i], mass[m, i], no_sums, buffers)
+                    top = take(query.scale, peak[m, i], mass[m, i], no_sums, buffers)
                     add(i, 0, mass[m, i], no_sums, buffers)
                     gap = max(gap, top)
             needed[m, first // LANES] = gap > -CUTOFF
@@ -130,12 +130,12 @@ def mean(query, x, begin, end, peak, mass, total, buffers):
                 if i >= 0:
                     start(first, len(x), query, buffers.totals)
                     slide(buffers.column, len(buffers.ring), after, buffers.totals)
-                    take(query.scale, CUTOFF32, peak[m, i], mass[m, i], total[m, :, i], buffers)
+                    take(query.scale, peak[m, i], mass[m, i], total[m, :, i], buffers)
                     add(i, 0, mass[m, i], total[m, :, i], buffers)
 
 
 @compiled
-def take(scale, cutoff, peak, mass, sums, buffers):
+def take(scale, peak, mass, sums, buffers):
     """Log-weights less their running maximum, which rises first, and what was summed with it.
 
     It rises seldom, so they are made with the maximum there was, and anew where one lies above it.
@@ -151,18 +151,21 @@ def take(scale, cutoff, peak, mass, sums, buffers):
             top = larger(top, weights[k, n])
         gap = max(gap, top)
         if top > ZERO:
-            _rise(k, scale, peak, mass, sums, totals, weights)
-        elif top <= -cutoff:
+            rise(k, k, scale, peak, mass, sums, totals, weights)
+        elif top <= -CUTOFF32:
             weights[k, 0] = SKIP
     return gap
 
 
 @compiled
-def _rise(k, scale, peak, mass, sums, totals, weights):
-    """A new maximum: what was summed relative to the old one shrinks."""
-    nearest = -totals[k, 0]
+def rise(k, slot, scale, peak, mass, sums, totals, weights):
+    """A new maximum of the k-th square: what was summed relative to the old one shrinks.
+
+    Its distances are the row `slot` of totals.
+    """
+    nearest = -totals[slot, 0]
     for n in range(LANES):
-        nearest = larger(nearest, -totals[k, n])
+        nearest = larger(nearest, -totals[slot, n])
     at = -scale * nearest
     shrink = math.exp(peak[k] - at)
     mass[k] *= shrink
@@ -170,7 +173,7 @@ def _rise(k, scale, peak, mass, sums, totals, weights):
         sums[channel, k] *= shrink
     peak[k] = at
     for n in range(LANES):
-        weights[k, n] = scale * totals[k, n] - at
+        weights[k, n] = scale * totals[slot, n] - at
 
 
 @compiled

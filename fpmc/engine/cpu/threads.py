@@ -121,7 +121,10 @@ def shares(sizes: list[int], threads: int, lanes: int) -> list[list[Share]]:
 
 
 def side_by_side(work: Callable[..., None], jobs: list[tuple[Any, ...]]) -> None:
-    """Do the work on every job's arguments at the same time, a thread for each."""
+    """Do the work on every job's arguments at the same time, a thread for each but a single one."""
+    if len(jobs) == 1:
+        work(*jobs[0])
+        return
     with ThreadPoolExecutor(len(jobs)) as pool:
         for finished in [pool.submit(work, *job) for job in jobs]:
             finished.result()
