@@ -1,7 +1,7 @@
 """Figures and tables in one style, for light and dark pages: grids, strips, curves over σ."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -174,17 +174,18 @@ class Table:
         self.cells = [[_cell(value) for value in row.values()] for row in rows]
 
     def _repr_markdown_(self) -> str:
-        return self._as("pipe")
+        return self._as("pipe", lambda text: text.replace("|", r"\|"))
 
     def __repr__(self) -> str:
-        return self._as("simple")
+        return self._as("simple", str)
 
-    def _as(self, form: str) -> str:
+    def _as(self, form: str, written: Callable[[str], str]) -> str:
         """Text on the left, numbers and shares on the right."""
         columns = zip(*self.cells, strict=True)
         sides = ["right" if all(map(NUMBER.fullmatch, column)) else "left" for column in columns]
+        head, *cells = [[written(text) for text in row] for row in (self.head, *self.cells)]
         return tabulate(
-            self.cells, self.head, form, disable_numparse=True, colalign=sides, headersalign=sides
+            cells, head, form, disable_numparse=True, colalign=sides, headersalign=sides
         )
 
 

@@ -43,6 +43,9 @@ def unreadable(text: str) -> list[str]:
                 found.append(f"a figure without a caption, {image['src']}")
             if not image.get("alt") or image["alt"].startswith("../_images"):
                 found.append(f"a figure without alternative text, {image['src']}")
+        for text in output.select("p"):
+            if text.get_text().startswith("| "):
+                found.append(f"a table that is not rendered, {text.get_text()[:30]!r}")
         for block in output.select("pre"):
             lines = block.get_text().strip().splitlines()
             if len(lines) > LONGEST:

@@ -120,6 +120,7 @@ class TestReadable:
             ('<div class="cell_output"><img src="a.png" alt="x"/></div>', "without a caption"),
             (CAPTIONED.replace("A curve.", "").format(""), "without alternative text, a.png"),
             ('<div class="cell_output"><pre>' + "a\n" * 13 + "</pre></div>", "13 printed lines"),
+            ('<div class="cell_output"><p>| a | b | |--|--|</p></div>', "a table that is not"),
         ],
     )
     def test_what_a_reader_stumbles_over_is_named(self, text, says):

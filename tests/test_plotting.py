@@ -112,6 +112,13 @@ def test_a_table_is_text_in_a_terminal_and_a_table_in_a_notebook():
     assert "ELS" in second
 
 
+def test_a_bar_in_a_tables_heading_or_cell_is_text():
+    table = plotting.Table([{"|A| / |D|": "1", "of": "|x|"}])
+    assert repr(table).splitlines()[0].split() == ["|A|", "/", "|D|", "of"]
+    for line in table._repr_markdown_().splitlines():
+        assert len(re.findall(r"(?<!\\)\|", line)) == 3
+
+
 @pytest.mark.parametrize("rows", [[], [{"a": 1}, {"b": 1}]])
 def test_a_table_has_rows_with_the_same_headings(rows):
     with pytest.raises(ValueError, match="rows: wanted one or more"):
