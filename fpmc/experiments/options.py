@@ -50,10 +50,10 @@ DEFAULTS = {
 }
 """How much is computed where nothing is said."""
 STORED = {
-    "digits": {"samples": 300, "fewer": {"els": 200}},
+    "digits": {"samples": 1_000},
     "photos": {
         "points": 12,
-        "samples": 64,
+        "samples": 200,
         "fewer": {"lukoianov": 12},
         "sources": {"els": 500},
         "joined": ("horizontal flips",),
