@@ -54,7 +54,7 @@ STORED = {
     "photos": {
         "points": 12,
         "samples": 200,
-        "fewer": {"lukoianov": 12},
+        "fewer": {"lukoianov": 48},
         "sources": {"els": 500},
         "joined": ("horizontal flips",),
     },
