@@ -142,7 +142,7 @@ def _measured(path: Path, measures: tuple[str, ...]) -> dict[str, dict[str, Floa
     try:
         with np.load(path, allow_pickle=False) as file:
             names = (name for name in file.files if not name.endswith(SETTINGS))
-            columns = {name: torch.from_numpy(file[name]).unbind(1) for name in names}
+            columns = {name: torch.from_numpy(file[name]).double().unbind(1) for name in names}
         return {name: dict(zip(measures, values, strict=True)) for name, values in columns.items()}
     except (*BROKEN, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{path}: not a file of samples' measures ({error})") from error

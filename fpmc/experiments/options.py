@@ -50,11 +50,11 @@ DEFAULTS = {
 }
 """How much is computed where nothing is said."""
 STORED = {
-    "digits": {"samples": 300, "fewer": {"els": 200}},
+    "digits": {"samples": 1_000},
     "photos": {
         "points": 12,
-        "samples": 64,
-        "fewer": {"lukoianov": 12},
+        "samples": 200,
+        "fewer": {"lukoianov": 48},
         "sources": {"els": 500},
         "joined": ("horizontal flips",),
     },

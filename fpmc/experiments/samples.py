@@ -111,7 +111,7 @@ def _each(
     """What :data:`MEASURES` names, of every sample; what is in the file is taken from it."""
     size, each = job.part or len(start), job.held("each.npz").get(name)
     if each is None or len(each) != len(start):
-        each = np.full((len(start), len(MEASURES)), np.nan)
+        each = np.full((len(start), len(MEASURES)), np.nan, np.float32)
     shown = name in job.held("samples.npz")
     for begin in range(0, len(start), size):
         part = slice(begin, begin + size)
@@ -127,7 +127,7 @@ def _each(
                 copies = distance < COPY if job.papers else None
                 job.keep("samples.npz", {name: _images(drawn, copies)})
             job.keep("each.npz", {name: each})
-    return torch.from_numpy(each)
+    return torch.from_numpy(each).double()
 
 
 def apart(
