@@ -133,20 +133,19 @@ def as_positive(value: Any, name: str, *, finite: bool = True) -> float:
         TypeError: If the value is not a number.
         ValueError: If it is not above 0, NaN, or infinite where that is refused.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: got {type(value).__name__}, wanted a number above 0")
-    if not value > 0 or (finite and math.isinf(value)):
-        raise ValueError(f"{name}: got {value}, wanted a {'finite ' * finite}number above 0")
-    return float(value)
+    return _as_number(value, name, value_range="above 0", lowest=math.ulp(0.0), finite=finite)
 
 
 def as_not_negative(value: Any, name: str, *, finite: bool = True) -> float:
     """Return a number from 0 as a float; arguments and errors as of :func:`as_positive`."""
-    wanted = f"a {'finite ' * finite}number from 0"
+    return _as_number(value, name, value_range="from 0", lowest=0.0, finite=finite)
+
+
+def _as_number(value: Any, name: str, *, value_range: str, lowest: float, finite: bool) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: got {type(value).__name__}, wanted {wanted}")
-    if not value >= 0 or (finite and math.isinf(value)):
-        raise ValueError(f"{name}: got {value}, wanted {wanted}")
+        raise TypeError(f"{name}: got {type(value).__name__}, wanted a number {value_range}")
+    if not value >= lowest or (finite and math.isinf(value)):
+        raise ValueError(f"{name}: got {value}, wanted a {'finite ' * finite}number {value_range}")
     return float(value)
 
 
