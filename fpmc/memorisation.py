@@ -13,7 +13,8 @@ has the weight
 
 .. math:: w \approx \frac{1}{1 + (N - 1)\, e^{-i}} ,
 
-which passes one half where i passes log N: there the estimator memorises.
+which passes one half where i passes log N: there the estimator memorises. (On average over the
+others w is at least that, as 1 / (1 + s) is convex in s.)
 
 What is measured with a source is an estimate of I from one side or the other:
 
@@ -148,6 +149,9 @@ def distance(
 
 def own_weight(density: Float[Tensor, "..."], n: int) -> Float[Tensor, "..."]:
     r"""The weight that an image has in a source of N, by theory: :math:`1/(1 + (N - 1) e^{-i})`.
+
+    With the exact i it is the least that the mean over sources can be, and what it tends to where
+    many of the others count.
 
     Args:
         density: i, in nats, of any shape.

@@ -29,7 +29,7 @@ from fpmc.experiments.tables import numbers
 from fpmc.experiments.tuning import schedule_of
 from fpmc.methods.registry import METHODS
 from fpmc.metrics import Estimate
-from fpmc.source import Source
+from fpmc.source import Source, to_float
 
 __all__ = ["COPY", "SHARES", "run"]
 
@@ -138,7 +138,7 @@ class Questions:
     def asked(self, method: str, level: int) -> tuple[Tensor, Tensor, dict]:
         """Images, the same with noise, and the level with the estimators that are asked."""
         job, sigma = self.job, self.job.levels[level]
-        x = Source(self.images[0]).read(slice(0, self.points), torch.float32, job.device)
+        x = to_float(self.images[0][: self.points])
         z = diffusion.add_noise(x, sigma, job.seed * 1000 + FIRST_SEED + level)
         k = self.collection(method, job.source).operators(sigma)[0].k
         some = torch.randperm(k, generator=torch.Generator().manual_seed(job.seed))[:ASKED]
