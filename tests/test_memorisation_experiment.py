@@ -101,3 +101,59 @@ def test_photos_are_drawn_at_will():
 def test_methods_without_filtered_posteriors_are_refused(job):
     with pytest.raises(ValueError, match="method: got 'els', wanted one of optimal"):
         stage.run(Job(**{**vars(job), "method": ("els",)}), Clock())
+
+
+def stored(name):
+    """The forward rows of a stored table, each with its reference row and the bound of I."""
+    rows = results.read(name, "memorisation")
+    by = {(row["method"], row["sigma"]): row for row in rows if row["z"] == "reference"}
+    pairs = ((row, by[row["method"], row["sigma"]]) for row in rows if row["z"] == "forward")
+    return [(a, b, min(b["density"], b["gaussian"])) for a, b in pairs]
+
+
+class TestChapter:
+    """What the chapter says of the stored tables."""
+
+    @pytest.mark.parametrize("name", ["photos", "digits"])
+    def test_theory_gives_the_mean_weights_up_to_a_tenth(self, name):
+        gaps = {}
+        for row, _, _ in stored(name):
+            gaps.setdefault(row["n_source"], []).append(row["gap"])
+        assert max(abs(gap) for every in gaps.values() for gap in every) < 0.1
+        if name == "photos":
+            assert max(abs(gap) for n in (1_000, 10_000) for gap in gaps[n]) < 0.05
+        assert sum(gap > 0 for gap in gaps[min(gaps)]) > 0.8 * len(gaps[min(gaps)])
+
+    def test_the_border_is_at_the_median_and_not_below_the_mean(self):
+        for name, most in (("photos", 1.6), ("digits", 1.2)):
+            for row, reference, mean in stored(name):
+                log_n, clear = math.log(row["n_source"]), 2 * row["own"].standard_error
+                if row["own"] > 0.5 + clear:
+                    assert min(mean, reference["median"]) > log_n
+                if row["own"] < 0.5 - clear:
+                    assert reference["median"] < log_n
+                    assert mean < most * log_n
+
+    def test_on_photos_masks_stay_near_log_n_and_whole_images_do_not(self):
+        bound = {(row["method"], row["sigma"]): mean for row, _, mean in stored("photos")}
+        for (method, sigma), mean in bound.items():
+            if method != "optimal" and sigma < 2:
+                assert 0.48 < mean / math.log(10_000) < 1.6
+        assert bound["optimal", 0.139516] > 20 * bound["optimal", 1.92334]
+
+    def test_on_digits_the_lowest_level_is_the_exception(self):
+        bound = {(row["method"], row["sigma"]): mean for row, _, mean in stored("digits")}
+        local = ("pspc_square", "pspc_flex", "ls", "lukoianov")
+        assert all(0.5 < bound[m, 0.585348] / math.log(1500) < 2 for m in local)
+        assert all(bound[m, 0.139516] < math.log(1500) / 4 for m in ("pspc_flex", "ls"))
+
+    @pytest.mark.parametrize("name", ["photos", "digits"])
+    def test_samples_copy_the_less_the_more_images_there_are(self, name):
+        rows = [row for row in results.read(name, "memorisation") if row["z"] == "sample"]
+        for method in {row["method"] for row in rows}:
+            copied = [row["copied"] for row in rows if row["method"] == method]
+            if method == "optimal":
+                assert copied == [1, 1, 1]
+            else:
+                assert copied == sorted(copied, reverse=True)
+                assert copied[-1] < 0.1
