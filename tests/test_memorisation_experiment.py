@@ -90,6 +90,12 @@ def test_a_gaussian_has_at_least_the_information_that_is_found(job):
     assert row["information"] < table(job)["pspc_square", "reference", 750]["gaussian"]
 
 
+def test_a_job_s_precision_reaches_the_answers(job):
+    job = Job(**{**vars(job), "precision": "float32"})
+    made = stage.Questions(job).collection("ls", job.source)
+    assert made.precision == "float32"
+
+
 def test_photos_are_drawn_at_will():
     asked = stage.Questions(Job(data="photos"))
     largest, reference = asked.images

@@ -122,7 +122,8 @@ class Questions:
         options = {"budget": job.bytes}
         if known.needs == "gaussian":
             options["gaussian"] = job.gaussian(job.source)
-        return known.maker(source, *needs, *knob, **options)
+        made = known.maker(source, *needs, *knob, **options)
+        return made.with_precision(job.precision)
 
     def whole(self, method: str, level: int) -> bool:
         """Whether one estimator sees the whole image."""
