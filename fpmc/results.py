@@ -33,8 +33,8 @@ __all__ = [
 
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "results"
 """Where the tables lie: in a checkout, or in an installed package."""
-TABLES = ("augmentation", "axes", "copies", "denoising", "maps", "memorisation", "published")
-TABLES += ("recipe", "samples", "schedules", "tuning", "worth")
+TABLES = ("augmentation", "axes", "copies", "denoising", "maps", "memorisation", "places")
+TABLES += ("published", "recipe", "samples", "schedules", "tuning", "worth")
 TITLES = {name: method.title for name, method in METHODS.items() if method.compared}
 """What readers are told for what the tables call a method."""
 MEASURES = ("mse", "r2", "nearest")
@@ -48,7 +48,7 @@ TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "com
 TEXT += ("device", "precision", "version", "torch", "code", "date", "network_hash", "data_hash")
 TEXT += ("kind", "fault", "outcome", "sampler")
 TEXT += ("schedule_hash", "maps_hash", "arguments", "learn", "tuning", "strategy", "by", "step")
-TEXT += ("before", "axis", "chosen")
+TEXT += ("before", "axis", "chosen", "tried", "each")
 
 
 def stored(root: str | os.PathLike | None = None) -> list[tuple[str, str]]:
@@ -72,7 +72,7 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials", "tuning", "augmentation", "published", "recipe", "axes", "memorisation",
+            "trials", "tuning", "augmentation", "published", "recipe", "axes", "memorisation", "places",
             "distributional" or "draws_cost"; or "faults" of "faults".
         root: The folder ``results`` itself, if it is not beside the package.
 

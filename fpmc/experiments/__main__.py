@@ -29,6 +29,8 @@ status 75) goes on with the same command.
   Gaussians in the place of points. Long: it runs where it is named.
 - memorisation: what the methods' estimators know of noisy images against log N, by method, noise
   level and N, and whether answers and samples copy the source. It runs where it is named.
+- places: how many source images the other places of a patch are worth: ELS beside LS, by the number
+  of source images. Long: it runs where it is named.
 - distributional: samples of networks of means and of networks that draw, by the number of their
   calls, which it trains over β, λ and m. Long: it runs where it is named.
 - engine: the scripts of benchmarks/ on this device.
@@ -46,7 +48,7 @@ __all__ = ["main"]
 
 ON_SHIPPED_NETWORKS = ("schedules", "denoising", "samples")
 """What is needed where the networks are shipped."""
-BY_NAME = ("published", "tuning", "augmentation", "recipe", "axes", "memorisation")
+BY_NAME = ("published", "tuning", "augmentation", "recipe", "axes", "memorisation", "places")
 BY_NAME += ("distributional",)
 """What runs only where it is named."""
 ON_OTHERS = tuple(name for name in STAGES if name not in BY_NAME)
