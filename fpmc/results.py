@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = [
     "per_sample",
     "published",
     "read",
+    "singly",
     "stored",
     "title",
 ]
@@ -96,6 +98,11 @@ def contestant(method: str, schedule: str) -> str:
 def title(method: str, schedule: str = "") -> str:
     """What readers are told for a :func:`contestant`."""
     return contestant(TITLES.get(method, method), schedule)
+
+
+def singly(row: Mapping) -> Float[Tensor, " n"]:
+    """What was measured of every image, of a row of "places": the first images, in order."""
+    return torch.tensor([float(x) for x in row["each"].split()], dtype=torch.float64)
 
 
 def images(data: str, root: str | os.PathLike | None = None) -> dict[str, Float[Tensor, "m c h w"]]:
