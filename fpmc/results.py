@@ -74,8 +74,8 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials", "tuning", "augmentation", "published", "recipe", "axes", "memorisation", "places",
-            "distributional" or "draws_cost"; or "faults" of "faults".
+            "trials", "tuning", "augmentation", "published", "recipe", "axes", "memorisation",
+            "places", "distributional" or "draws_cost"; or "faults" of "faults".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:

@@ -102,6 +102,22 @@ class TestWorth:
         assert middle == pytest.approx(1_000 / (blurred.mean() / ls[1_000].mean()).item())
         assert low * high == pytest.approx(middle**2)
 
+    def test_its_error_is_that_of_many_draws(self):
+        """The spread of the number over fresh images, beside two standard errors as told."""
+        generator = torch.Generator().manual_seed(0)
+        found, told = [], []
+        for _ in range(300):
+            hard, own = torch.rand(2, 40, generator=generator)
+            ls = {n: (0.5 + hard) / n**0.5 for n in (100, 1_000, 10_000)}
+            middle, low, high = worth(ls, (0.3 + hard + 0.4 * own) / 1_000**0.5)
+            found.append(math.log(middle))
+            told.append(math.log(high / low) / 4)
+        assert torch.tensor(found).std().item() == pytest.approx(sum(told) / 300, rel=0.15)
+
     def test_outside_the_sources_no_number_is_made_up(self, ls):
-        assert worth(ls, 2 * ls[100])[0] == 0
-        assert math.isinf(worth(ls, 0.5 * ls[10_000])[0])
+        assert worth(ls, 2 * ls[100]) == (0, 0, 0)
+        assert worth(ls, 0.5 * ls[10_000]) == (math.inf,) * 3
+        near = 1.05 * ls[10_000] * torch.tensor([1.2, 1.0, 0.8, 1.0])
+        middle, low, high = worth(ls, near)
+        assert low < middle < 10_000
+        assert high == math.inf

@@ -9,9 +9,8 @@ every image is kept, so that differences are paired.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -53,7 +52,7 @@ def run(job: Job, clock: Clock) -> None:
 
 
 def worth(
-    ls: dict[float, Float[Tensor, " b"]], els: Float[Tensor, " b"]
+    ls: Mapping[int, Float[Tensor, " b"]], els: Float[Tensor, " b"]
 ) -> tuple[float, float, float]:
     r"""How many source images LS needs for the mean error of ELS, from errors to the same images.
 
@@ -64,35 +63,33 @@ def worth(
         els: ELS's errors, shape (b,).
 
     Returns:
-        The number, and two standard errors below and above it, of its logarithm by the jackknife
-        over the images; 0 where LS is nearer with the smallest source already, and infinite where
-        it is not as near with the largest.
+        The number, and two standard errors below and above it: those of the logarithm of the two
+        errors' ratio, by the jackknife over the images, over the slope. Beyond the sources no
+        number is told: 0 stands for fewer than the smallest, infinity for more than the largest.
     """
     sizes = sorted(ls)
-    errors, b = torch.stack([ls[n] for n in sizes]).double(), len(els)
+    errors = torch.stack([*(ls[n] for n in sizes), els]).double()
+    *means, wanted = errors.mean(1).log().tolist()
+    if means[0] <= wanted:
+        return 0.0, 0.0, 0.0
+    at = next((i for i, mean in enumerate(means) if mean <= wanted), None)
+    if at is None:
+        return (math.inf,) * 3
+    share = (means[at - 1] - wanted) / (means[at - 1] - means[at])
+    step = math.log(sizes[at] / sizes[at - 1])
+    slope = (means[at - 1] - means[at]) / step
+    middle = math.log(sizes[at - 1]) + share * step
+    spread = _jackknife(errors[[at - 1, at, -1]], torch.tensor([1 - share, share, -1])) / slope
+    numbers = (math.exp(middle + 2 * side * spread) for side in (0, -1, 1))
+    return tuple(0.0 if n < sizes[0] else math.inf if n > sizes[-1] else n for n in numbers)
 
-    def needed(chosen: Tensor) -> float:
-        means, wanted = errors[:, chosen].mean(1).log(), els.double()[chosen].mean().log()
-        return _crossing([math.log(n) for n in sizes], means.tolist(), wanted.item())
 
-    every = torch.arange(b)
-    middle = needed(every)
-    if not math.isfinite(middle):
-        return (0.0, 0.0, math.nan) if middle < 0 else (math.inf, math.nan, math.inf)
-    left_out = np.array([needed(every[every != i]) for i in range(b)])
-    spread = math.sqrt((b - 1) / b * np.square(left_out - left_out.mean()).sum())
-    return tuple(math.exp(middle + 2 * side * spread) for side in (0, -1, 1))
-
-
-def _crossing(sizes: Sequence[float], errors: Sequence[float], wanted: float) -> float:
-    """Where a falling curve first reaches a value; -∞ or ∞ if before or after it."""
-    if errors[0] <= wanted:
-        return -math.inf
-    for i in range(1, len(sizes)):
-        if errors[i] <= wanted:
-            share = (errors[i - 1] - wanted) / (errors[i - 1] - errors[i])
-            return sizes[i - 1] + share * (sizes[i] - sizes[i - 1])
-    return math.inf
+def _jackknife(errors: Float[Tensor, "k b"], factors: Float[Tensor, " k"]) -> float:
+    """The standard error of Σ_k f_k log e̅_k, of means over the same images."""
+    b = errors.shape[1]
+    without = (errors.sum(1, keepdim=True) - errors) / (b - 1)
+    told = factors.to(without) @ without.log()
+    return math.sqrt((b - 1) / b * (told - told.mean()).square().sum().item())
 
 
 def _sizes(job: Job, name: str) -> list[int]:
