@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fpmc import metrics, results
-from fpmc.experiments import distributional, stages
+from fpmc.experiments import distributional, few_steps, stages
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job
 from fpmc.source import to_float
@@ -74,11 +74,11 @@ def test_no_sampler_calls_its_network_more_often_than_it_says(calls):
         return 0.5 * z
 
     z = torch.ones(2, 1, 4, 4)
-    for name, sampler in distributional._of_means(denoiser).items():
+    for name, sampler in few_steps.of_means(denoiser).items():
         asked.clear()
         sampler(z, calls, 0)
         assert len(asked) == (2 * ((calls + 1) // 2) - 1 if name == "heun" else calls)
     asked.clear()
-    distributional._of_draws(denoiser)["bridge"](z, calls, 0)
+    few_steps.of_draws(denoiser)["bridge"](z, calls, 0)
     assert len(asked) == calls
     assert asked[0] == pytest.approx(80)

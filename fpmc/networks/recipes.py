@@ -5,6 +5,7 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fpmc.distributional.scoring import KERNELS
 from fpmc.networks.architectures import ARCHITECTURES
 
 __all__ = ["LEVELS", "Recipe", "command", "recipe"]
@@ -35,11 +36,13 @@ class Recipe:
         draws: Mean and standard deviation of ln σ in the draws of the noise levels, stratified
             and weighted so that the expected loss stays the same. Empty: independent draws of
             the loss's own levels.
-        objective: "mean", the squared error, or "energy": the generalised energy score, by which a
-            network learns to draw from p(x | z).
+        objective: "mean", the squared error; or a score by which a network learns to draw from
+            p(x | z): "energy", the generalised energy score, "rbf" or "imq", a kernel score.
         beta: β of the energy score.
-        repulsion: λ of the energy score.
-        population: m, draws for each noisy image in the energy score.
+        repulsion: λ of the score.
+        population: m, draws for each noisy image in the score.
+        bandwidth: h of a kernel score, in the units of
+            :func:`fpmc.networks.training.loss.kernel_loss`; 0 where there is none.
         start: A network whose weights the training starts from, as ``fpmc.networks.load`` takes
             it; empty for fresh ones.
         seed: Seed of the weights, the order and the noise.
@@ -61,6 +64,7 @@ class Recipe:
     beta: float = 2.0
     repulsion: float = 0.0
     population: int = 1
+    bandwidth: float = 0.0
     start: str = ""
     seed: int = 0
 
@@ -69,6 +73,9 @@ SMALL = {"channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "attention": [8]
 TINY = {"channels": 32, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.2}
 WIDE = {"channels": 64, "multipliers": [1, 1, 2], "blocks": 2, "attention": [16], "dropout": 0.0}
 TOKENS = {"patch": 2, "width": 96, "depth": 5, "heads": 4, "dropout": 0.1}
+
+PATHS = {"patch": [1, 8], "width": 96, "depth": 3, "heads": 4, "dropout": 0.0, "ends": True}
+"""A transformer along time, of eight places a token, that knows both ends of a path."""
 
 MEANS = {"batch": 256, "target": "posterior", "draws": (-0.6, 1.4)}
 """Large batches of posterior means, with many draws at high noise: short training on a GPU."""
@@ -97,6 +104,9 @@ ENERGY = {
 }
 """The energy score, and a loss whose levels reach σ = 80: a sampler in few steps starts there."""
 
+KERNEL = ENERGY | {"beta": 2.0, "bandwidth": 1.0}
+"""The same by a kernel score, which has no β."""
+
 OTHER = {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000}
 """The options of a U-Net and of a DiT, and the budget, for a dataset that is not named below."""
 
@@ -109,6 +119,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     | HIGH
     | {"unet": CLOTHES, "levels": LEVELS, "draws": (-0.4, 1.5), "images": 200_000, "flips": False},
     "cifar10": OTHER | MEANS,
+    "maze": OTHER | {"dit": PATHS, "images": 500_000, "flips": False},
 }
 """Per dataset the same, and what else differs from :class:`Recipe`'s own values. (Posterior means
 over a dataset of unknown size may take too much memory: they are not among the others'.)"""
@@ -117,7 +128,8 @@ over a dataset of unknown size may take too much memory: they are not among the 
 def recipe(data: str, arch: str, **changes: Any) -> Recipe:
     """The recipe of the shipped DDPM++ for this dataset, or its like for DiT, with changes.
 
-    With ``objective="energy"`` it is that of a network that draws: see :data:`XI`, :data:`ENERGY`.
+    With another objective than "mean" it is that of a network that draws: see :data:`XI`,
+    :data:`ENERGY` and :data:`KERNEL`.
 
     What a shipped network was trained with, its budget above all, is on its card.
 
@@ -134,8 +146,10 @@ def recipe(data: str, arch: str, **changes: Any) -> Recipe:
     default = dict(DEFAULTS.get(data, OTHER))
     unet, dit = default.pop("unet"), default.pop("dit")
     options = dit if arch == "dit" else unet
-    if changes.get("objective") == "energy":
-        default, options = default | ENERGY, options | XI
+    objective = changes.get("objective", "mean")
+    if objective != "mean":
+        score = KERNEL if objective in KERNELS else ENERGY
+        default, options = default | score, options | XI
     plain = Recipe(data, arch, options, **default)
     if "minutes" in changes and "images" not in changes:
         changes["images"] = 0
@@ -153,8 +167,9 @@ def command(recipe: Recipe) -> str:
     words += ["--target", recipe.target]
     words += ["--levels", *map(str, recipe.levels)]
     words += ["--draws", *map(str, recipe.draws)]
-    if recipe.objective == "energy":
-        words += ["--objective", "energy", "--beta", str(recipe.beta)]
+    if recipe.objective != "mean":
+        beta = ["--beta", str(recipe.beta)], ["--bandwidth", str(recipe.bandwidth)]
+        words += ["--objective", recipe.objective, *beta[recipe.objective in KERNELS]]
         words += ["--lambda", str(recipe.repulsion), "--population", str(recipe.population)]
     if recipe.start:
         words += ["--start", recipe.start]
