@@ -112,13 +112,14 @@ class TestLoss:
         assert Loss(network, **energy)(*given) == energy_loss(network, *given, **energy)
 
 
-class TestRuns:
-    @pytest.fixture(scope="class")
-    def toy(self):
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(0, 256, (32, 1, 8, 8), generator=generator, dtype=torch.uint8)
-        return Dataset("toy", pixels[:24], pixels[24:])
+@pytest.fixture(scope="module")
+def toy():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (32, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    return Dataset("toy", pixels[:24], pixels[24:])
 
+
+class TestRuns:
     @pytest.mark.parametrize("kernel", ["rbf", "imq"])
     def test_a_run_moves_the_weights_and_its_card_tells_how(self, toy, tmp_path, kernel):
         chosen = digits(kernel)

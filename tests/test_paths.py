@@ -100,7 +100,6 @@ class TestMaze:
     @pytest.mark.parametrize(
         ("call", "message"),
         [
-            (lambda: maze.cells(torch.zeros(1, 2, 2, 64)), "images: got shape"),
             (lambda: maze.cells(torch.zeros(1, 2, 1, 1)), "images: got shape"),
             (lambda: maze.cells(torch.full((1, 2, 1, 4), torch.nan)), "images: .*NaN"),
             (
@@ -235,12 +234,12 @@ def test_the_file_is_read_as_a_dataset_whose_classes_are_the_ways(toy):
     assert fingerprint(again.train) == fingerprint(dataset.train)
 
 
-TINY = {"patch": [1, 64], "width": 8, "depth": 1, "heads": 1, "dropout": 0.0, "ends": True}
+TINY = {"waves": 6, "width": 8, "depth": 1}
 
 
 def knowing(xi=False, **options):
     """A network that knows the ends, whose last layer says something."""
-    network = networks.build("dit", (2, 1, 64), xi=xi, **TINY | options).eval()
+    network = networks.build("path", (2, 1, 64), xi=xi, **TINY | options).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -248,7 +247,7 @@ def knowing(xi=False, **options):
     return network
 
 
-class TestEnds:
+class TestNetwork:
     def test_an_answer_has_the_ends_it_was_told_and_depends_on_them(self):
         network, generator = knowing(), torch.Generator().manual_seed(1)
         z = torch.randn(3, 2, 1, 64, generator=generator)
@@ -258,8 +257,26 @@ class TestEnds:
             first, second = network(z, 50.0), network(other, 50.0)
         assert torch.equal(first[..., [0, -1]], z[..., [0, -1]])
         assert torch.equal(second[..., [0, -1]], other[..., [0, -1]])
-        inner = (first - second)[..., 1:-1]
-        assert inner.abs().amax() > 1e-4  # unlike noise of z, ends count at high noise, too
+        line = torch.linspace(0, 1, 64)[1:-1] * 0.1
+        apart = (second - first)[..., 1:-1] - line
+        assert apart.abs().amax() > 1e-4  # unlike noise of z, ends count at high noise, too
+
+    def test_an_untrained_answer_is_the_straight_line_between_the_ends(self):
+        network = networks.build("path", (2, 1, 64), **TINY)
+        z = torch.randn(2, 2, 1, 64, generator=torch.Generator().manual_seed(0))
+        ends = z[..., [0]] + torch.linspace(0, 1, 64) * (z[..., [-1]] - z[..., [0]])
+        assert torch.allclose(network(z, 2.0), ends, atol=1e-6)
+
+    def test_an_answer_is_smooth_it_has_no_more_sines_than_it_may(self):
+        z = 3 * torch.randn(2, 2, 1, 64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            answer = knowing()(z, 3.0)[:, :, 0].double()
+        straight = torch.lerp(answer[..., :1], answer[..., -1:], torch.linspace(0, 1, 64).double())
+        place = torch.arange(64).double() * torch.pi / 63
+        sines = torch.stack([(k * place).sin() for k in range(1, 63)])
+        heights = (answer - straight) @ sines.mT
+        assert heights[..., :6].abs().amax() > 1e-2
+        assert heights[..., 6:].abs().amax() < 1e-4
 
     def test_in_training_the_ends_have_no_noise_and_cost_nothing(self):
         network, generator = knowing(xi=True), torch.Generator().manual_seed(2)
@@ -270,11 +287,9 @@ class TestEnds:
         assert torch.equal(z[..., 1:-1], (x + 3 * noise)[..., 1:-1])
         elsewhere = noise.clone()
         elsewhere[..., [0, -1]] = 1e6
-        for ends in (noise, elsewhere):
-            loss = energy_loss(network, x, sigma, ends, xi=xi, beta=1.0, repulsion=1.0)
-            assert loss.item() == pytest.approx(
-                energy_loss(network, x, sigma, noise, xi=xi, beta=1.0, repulsion=1.0).item()
-            )
+        score = {"xi": xi, "beta": 1.0, "repulsion": 1.0}
+        same = [energy_loss(network, x, sigma, e, **score) for e in (noise, elsewhere)]
+        assert same[0] == same[1]
         plain = knowing()
         assert edm_loss(plain, x, sigma, elsewhere) == edm_loss(plain, x, sigma, noise)
 
@@ -284,45 +299,31 @@ class TestEnds:
         assert network.known is None
         assert torch.equal(network.noisy(x, torch.tensor([1.0, 2.0]), x)[1], 3 * x[1])
 
-    def test_a_rectangle_of_pixels_makes_a_token_and_its_place_counts(self):
-        network = knowing(patch=[1, 8], width=16, heads=2)
-        assert network.model.positions.shape == (8, 16)
-        assert len(network.model.positions.unique(dim=0)) == 8
-        assert network(torch.zeros(1, 2, 1, 64), 1.0).shape == (1, 2, 1, 64)
-
-    def test_a_square_of_pixels_has_the_positions_it_had(self):
-        model = networks.build("dit", (1, 8, 8), patch=2, width=16, depth=1, heads=2).model
-        frequencies = 1e-4 ** (torch.arange(4) / 4)
-        for token in range(16):
-            row, column = divmod(token, 4)
-            angles = [place * frequencies for place in (row, column)]
-            wanted = torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)])
-            assert torch.allclose(model.positions[token], wanted)
-
     @pytest.mark.parametrize(
-        ("options", "error", "message"),
+        ("shape", "options", "error", "message"),
         [
-            ({"patch": [1, 7]}, ValueError, "patch: got .*divisor"),
-            ({"patch": [1, 2, 3]}, ValueError, "patch: got .*divisor"),
-            ({"patch": [1, 2.5]}, TypeError, "patch: got 2.5"),
-            ({"ends": "both"}, TypeError, "ends: got 'both', wanted True or False"),
+            ((2, 8, 8), {}, ValueError, r"shape: got \(2, 8, 8\), wanted \(c, 1, t\)"),
+            ((2, 1, 2), {}, ValueError, "shape: got"),
+            ((2, 1, 64), {"waves": 63}, ValueError, "waves: got 63"),
+            ((2, 1, 64), {"width": 10}, ValueError, "width: got 10, wanted a multiple of 4"),
+            ((2, 1, 64), {"depth": 0}, ValueError, "depth: got 0"),
         ],
     )
-    def test_what_does_not_fit_is_an_error(self, options, error, message):
+    def test_what_does_not_fit_is_an_error(self, shape, options, error, message):
         with pytest.raises(error, match=message):
-            networks.build("dit", (2, 1, 64), **TINY | options)
+            networks.build("path", shape, **TINY | options)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [({"flips": True}, "flips: got True"), ({"target": "posterior"}, "target: got 'poster")],
     )
     def test_training_that_would_move_the_ends_is_an_error(self, toy, changes, message):
-        chosen = recipe("maze", "dit", options=TINY, images=8, batch=4, **changes)
+        chosen = recipe("maze", "path", options=TINY, images=8, batch=4, **changes)
         with pytest.raises(ValueError, match=f"{message}.* where ends are known"):
             train(chosen, toy / "run", root=toy, progress=False)
 
     def test_it_is_saved_and_loaded_with_what_it_knows(self, toy):
-        chosen = recipe("maze", "dit", options=TINY, images=16, batch=8, levels=(0.0, 1.0))
+        chosen = recipe("maze", "path", options=TINY, images=16, batch=8, levels=(0.0, 1.0))
         network = train(chosen, toy / "run", root=toy, precision="float32", progress=False)
         loaded = networks.load(toy / "run" / "network.safetensors")
         z = torch.randn(2, 2, 1, 64, generator=torch.Generator().manual_seed(0))
@@ -331,14 +332,18 @@ class TestEnds:
         batch = NoisyBatches(chosen, data.load("maze", toy).train).at(0)
         assert torch.isfinite(edm_loss(network, *batch))
 
+    def test_the_recipe_of_a_network_that_draws_has_no_dropout_to_switch_off(self):
+        chosen = recipe("maze", "path", objective="energy")
+        assert chosen.options == {"xi": True}
+        assert networks.build("path", (2, 1, 64), **chosen.options).model.embed.in_features == 68
+
 
 @pytest.fixture
 def job(toy, monkeypatch):
-    tiny = {"SEEDS": 2, "ANSWERS": 32, "BATCH": 8, "CALLS": (1, 2), "EACH": 3, "PICTURED": 2}
+    tiny = {"SETS": 2, "ANSWERS": 32, "BATCH": 8, "CALLS": (1, 2), "EACH": 3, "PICTURED": 2}
     for name, value in tiny.items():
         monkeypatch.setattr(paths, name, value)
-    given = {"patch": [1, 64], "width": 8, "depth": 1, "heads": 1}
-    monkeypatch.setattr(paths, "OPTIONS", given)
+    monkeypatch.setattr(paths, "OPTIONS", TINY)
     return Job(data="maze", root=str(toy), out=toy / "results" / "maze", runs=toy / "runs")
 
 
@@ -361,11 +366,11 @@ class TestStage:
         stages.run("paths", job, Clock())  # nothing is left to do
 
     def test_both_networks_compute_as_many_answers_and_differ_in_the_score_alone(self, job):
-        means, draws = (paths.recipe_of(job, name, 1) for name in ("means", "draws"))
+        means, draws = (paths.recipe_of(job, name) for name in ("means", "draws"))
         assert means.images * means.population == draws.images * draws.population
         assert means.batch * means.population == draws.batch * draws.population
         assert means.options == draws.options | {"xi": False}
-        assert (means.levels, means.rate, means.seed) == (draws.levels, draws.rate, 1)
+        assert (means.levels, means.rate, means.seed) == (draws.levels, draws.rate, 0)
 
     def test_paths_start_and_end_where_they_were_told_whatever_the_sampler(self):
         ends = torch.cat([LOW, HIGH]).float()

@@ -48,7 +48,7 @@ GRID = (
     *((beta, repulsion, 4) for repulsion in LAMBDAS[:2] for beta in BETAS),
 )
 """(β, λ, m) of the networks that draw."""
-KERNEL_GRID = tuple(itertools.product(("rbf", "imq"), (0.5, 1.0, 2.0)))
+KERNEL_GRID = tuple(itertools.product(("rbf", "imq"), (0.5, 1.0)))
 """Kernels and their bandwidths, for networks with λ = 1 and m = 4."""
 LONG = "beta-1-lambda-1-m-4"
 """The network that draws by all numbers of calls."""

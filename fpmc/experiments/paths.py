@@ -1,11 +1,11 @@
 """Robot paths in few steps: networks of means and networks that draw, both told start and goal.
 
 Two networks of one architecture are trained with as many answers each, one by the squared error and
-one by the energy score, with several seeds. From the start and the goal of held-out demonstrations
+one by the energy score. From the start and the goal of held-out demonstrations
 they make paths, by 1 to 16 calls. A row has the share of paths that a robot could follow, the share
 of pairs of paths for one start and goal that both work and go different ways, and the energy
-distance to demonstrations of other starts and goals. Errors are over trainings. Demonstrations
-stand beside them.
+distance to demonstrations of other starts and goals. Errors are over sets of paths, each
+from noise of its own. Demonstrations stand beside them.
 
 Source: De Bortoli et al. (2025), "Distributional Diffusion Models with Scoring Rules", whose second
 domain are robots; the maze is that of Fu et al. (2020).
@@ -29,19 +29,19 @@ from fpmc.experiments.tables import numbers
 from fpmc.metrics import Estimate
 from fpmc.networks.recipes import Recipe, recipe
 
-__all__ = ["CALLS", "SEEDS", "given", "pictures", "recipe_of", "run"]
+__all__ = ["CALLS", "SETS", "given", "pictures", "recipe_of", "run"]
 
 KEY = ("data", "network", "sampler", "calls")
 CALLS = (1, 2, 4, 8, 16)
-SEEDS = 3
-"""Trainings of each network, each with noise of its own for its paths."""
+SETS = 4
+"""Sets of paths, each with as many as there are starts and goals, and several for each."""
 ANSWERS = 300_000
 """Answers that each network computes in training: paths times draws."""
 BATCH, RATE, DRAWS = 128, 3e-3, 4
 """Answers of a step, Adam's highest learning rate, and m."""
-OPTIONS = {"patch": [1, maze.STEPS], "width": 128, "depth": 3, "heads": 4}
-"""A transformer whose one token is the path: a perceptron with shortcuts, which trains quickly."""
-EACH = 8
+OPTIONS = {"waves": 16, "width": 128, "depth": 3}
+"""Of the network."""
+EACH = 4
 """Paths for each start and goal."""
 FIRST_SEED = 700
 PICTURED, PICTURED_CALLS = 12, (1, 2, 8)
@@ -60,45 +60,42 @@ def run(job: Job, clock: Clock) -> None:
     asked, others = held[::2], held[1::2]
     with job.table("paths", KEY).collected() as table:
         files = {
-            name: [
-                trained(job, clock, recipe_of(job, name, seed), f"{name}-{seed}")
-                for seed in range(SEEDS)
-            ]
+            name: trained(job, clock, recipe_of(job, name), f"{name}-{job.seed}")
             for name in ("means", "draws")
         }
         units = [("demonstrations", "none", 0)]
         units += [(*pair, calls) for pair in SAMPLERS for calls in CALLS]
         for name, sampler, calls in tqdm(units, desc="paths"):
+            used = [files[name]] if calls else []
             head = dict(zip(KEY, (job.label, name, sampler, str(calls)), strict=True))
-            settings = job.settings("", SEEDS, *files.get(name, []), validation_n=len(asked))
+            settings = job.settings("", SETS, *used, validation_n=len(asked))
             if table.has(head, settings):
                 continue
             with clock.unit(f"{name} {sampler} {calls}"):
                 start, values = time.perf_counter(), []
-                for seed in range(SEEDS):
-                    paths = asked[None]
+                for seed in range(SETS):
+                    made = asked[None]
                     if calls:
-                        network = job.load(files[name][seed])
-                        paths = _paths(job, network, sampler, asked, calls, seed)
-                    values.append(_worth(paths, others))
+                        made = _paths(job, job.load(files[name]), sampler, asked, calls, seed)
+                    values.append(_worth(made, others))
                 told = job.provenance("", time.perf_counter() - start)
                 table.add({**head, **settings, **_columns(values), **told})
     with clock.unit("pictures"):
         _keep(job, asked[0], files)
 
 
-def recipe_of(job: Job, name: str, seed: int) -> Recipe:
+def recipe_of(job: Job, name: str) -> Recipe:
     """How a network is trained: "draws" by the energy score, "means" by the squared error."""
     m = DRAWS if name == "draws" else 1
-    options = {**OPTIONS, "dropout": 0.0, "ends": True, "xi": True}
+    options = {**OPTIONS, "xi": True}
     changes = {
         "options": options,
         "images": ANSWERS // m,
         "batch": max(1, BATCH // m),
         "rate": RATE,
-        "seed": seed,
+        "seed": job.seed,
     }
-    drawing = recipe(job.data, "dit", objective="energy", population=DRAWS, **changes)
+    drawing = recipe(job.data, "path", objective="energy", population=DRAWS, **changes)
     if name == "draws":
         return drawing
     return replace(
@@ -145,8 +142,8 @@ def _paths(
     return torch.stack(each)
 
 
-def _worth(paths: Float[Tensor, "m n 2 1 t"], others: Paths) -> dict[str, float]:
-    """What a table says of one network's paths; demonstrations have one for each start and goal."""
+def _worth(paths: Float[Tensor, "m n 2 1 t"], others: Float[Tensor, "o 2 1 t"]) -> dict[str, float]:
+    """What a table says of one set of paths; demonstrations have one for each start and goal."""
     works, high = (
         judge(paths.flatten(0, 1)).view(paths.shape[:2]) for judge in (maze.succeeds, maze.above)
     )
@@ -159,12 +156,12 @@ def _worth(paths: Float[Tensor, "m n 2 1 t"], others: Paths) -> dict[str, float]
     }
 
 
-def _keep(job: Job, one: Float[Tensor, "2 1 t"], files: dict[str, list[str]]) -> None:
-    """Put some paths for one start and goal, of the first trainings, into the job's folder."""
+def _keep(job: Job, one: Float[Tensor, "2 1 t"], files: dict[str, str]) -> None:
+    """Put some paths for one start and goal into the job's folder."""
     drawn, asked = {"demonstration": one[None]}, one.expand(PICTURED, -1, -1, -1)
     for name, sampler in SAMPLERS:
         for calls in PICTURED_CALLS:
-            network = job.load(files[name][0])
+            network = job.load(files[name])
             made = pictures(network, sampler, asked, calls, 1000 * job.seed + FIRST_SEED)
             drawn[f"{name}, {sampler}, {calls}"] = made
     pixels = {name: ((x + 1) * 127.5).round().byte().cpu() for name, x in drawn.items()}
@@ -172,7 +169,7 @@ def _keep(job: Job, one: Float[Tensor, "2 1 t"], files: dict[str, list[str]]) ->
 
 
 def _columns(values: list[dict[str, float]]) -> dict[str, object]:
-    """Means over trainings, with their standard errors."""
+    """Means over sets, with their standard errors."""
     columns = {}
     for name in values[0]:
         found = torch.tensor([value[name] for value in values], dtype=torch.float64)

@@ -4,10 +4,6 @@ Source: Peebles and Xie (2023), "Scalable Diffusion Models with Transformers", w
 adaLN-Zero blocks.
 """
 
-import math
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -72,12 +68,9 @@ class DiT(nn.Module):
     """The transformer F(x, c): images and one noise condition each, to images.
 
     Args:
-        shape: The images' (c, h, w).
+        shape: The images' (c, h, w); h = w.
         xi: Whether ξ, noise of their shape, stands behind the images as further channels.
-        ends: Whether the first and the last column are known, and so come in without noise; see
-            :class:`fpmc.networks.Preconditioned`.
-        patch: Side of the square of pixels that makes a token, or height and width of a rectangle;
-            they divide the images' sides.
+        patch: Side of the square of pixels that makes a token; divides the images' side.
         width: Features of a token, a multiple of 4 and of the number of heads.
         depth: Transformer blocks.
         heads: Attention heads per block.
@@ -94,29 +87,29 @@ class DiT(nn.Module):
         shape: tuple[int, int, int],
         *,
         xi: bool = False,
-        ends: bool = False,
-        patch: int | Sequence[int] = 4,
+        patch: int = 4,
         width: int = 768,
         depth: int = 12,
         heads: int = 12,
         dropout: float = 0.12,
     ):
         super().__init__()
-        for name, value in (("width", width), ("depth", depth), ("heads", heads)):
+        for name, value in (("patch", patch), ("width", width), ("depth", depth), ("heads", heads)):
             as_whole_number(value, name, 8 if name == "width" else 1)
-        self.patch, (c, *sides) = _as_patch(patch, shape), shape
-        rows, columns = (side // n for side, n in zip(sides, self.patch, strict=True))
+        c, side, other = shape
+        if side != other or side % patch:
+            raise ValueError(f"patch: got {patch}, wanted a divisor of the side of {tuple(shape)}")
         if width % heads or width % 4:
             raise ValueError(f"width: got {width}, wanted a multiple of 4 and of heads = {heads}")
-        self.register_buffer("known", _ends(shape, ends), persistent=False)
+        self.patch = patch
         self.map_noise = PositionalEmbedding(width)
         self.map_layer0, self.map_layer1 = linear(width, width), linear(width, width)
-        self.embed = linear(channels_in(shape, xi) * math.prod(self.patch), width)
-        self.register_buffer("positions", _positions(rows, columns, width), persistent=False)
+        self.embed = linear(channels_in(shape, xi) * patch**2, width)
+        self.register_buffer("positions", _positions(side // patch, width), persistent=False)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, dropout) for _ in range(depth))
         self.norm = _norm(width)
         self.modulation = _zero_linear(width, 2 * width)
-        self.out = _zero_linear(width, c * math.prod(self.patch))
+        self.out = _zero_linear(width, c * patch**2)
 
     def forward(
         self, x: Float[Tensor, "b i h w"], condition: Float[Tensor, " b"]
@@ -132,33 +125,12 @@ class DiT(nn.Module):
         return F.fold(self.out(tokens).mT, size, self.patch, stride=self.patch)
 
 
-def _as_patch(patch: Any, shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Height and width of the pixels that make a token."""
-    pair = (patch, patch) if not isinstance(patch, Sequence) else tuple(patch)
-    for value in pair:
-        as_whole_number(value, "patch", 1)
-    if len(pair) != 2 or any(side % n for side, n in zip(shape[1:], pair, strict=True)):
-        raise ValueError(f"patch: got {patch}, wanted a divisor of the side of {tuple(shape)}")
-    return pair
-
-
-def _ends(shape: tuple[int, int, int], known: Any) -> Tensor | None:
-    """The first and the last column of an image, True, shape (h, w); None if they are not known."""
-    if not isinstance(known, bool):
-        raise TypeError(f"ends: got {known!r}, wanted True or False")
-    if not known:
-        return None
-    mask = torch.zeros(shape[1:], dtype=torch.bool)
-    mask[:, 0] = mask[:, -1] = True
-    return mask
-
-
-def _positions(rows: int, columns: int, width: int) -> Float[Tensor, "t e"]:
-    """Sines and cosines of a token's row, then of its column, for rows × columns tokens."""
+def _positions(n: int, width: int) -> Float[Tensor, "t e"]:
+    """Sines and cosines of a token's row, then of its column, for n × n tokens."""
     frequencies = 1e-4 ** (torch.arange(width // 4) / (width // 4))
-    angle = torch.arange(max(rows, columns))[:, None] * frequencies
+    angle = torch.arange(n)[:, None] * frequencies
     along = torch.cat([angle.sin(), angle.cos()], dim=1)
     return torch.cat(
-        [along[:rows].repeat_interleave(columns, dim=0), along[:columns].repeat(rows, 1)],
+        [along.repeat_interleave(n, dim=0), along.repeat(n, 1)],
         dim=1,
     )

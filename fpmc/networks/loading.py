@@ -34,7 +34,7 @@ DRAWING = ("digits/ddpmpp-draws",)
 FOLDER = Path(str(resources.files("fpmc.networks"))) / "shipped"
 """Where they are; beside a DDPM++ that methods are tuned to, its sensitivity maps."""
 
-LABELS = {"ddpmpp": "DDPM++", "ncsnpp": "NCSN++", "dit": "DiT"}
+LABELS = {"ddpmpp": "DDPM++", "ncsnpp": "NCSN++", "dit": "DiT", "path": "Path"}
 
 ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 OFFICIAL = (

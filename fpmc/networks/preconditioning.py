@@ -28,7 +28,8 @@ class Preconditioned(nn.Module):
     :math:`c_\text{in} = 1 / \sqrt{\sigma^2 + \sigma_d^2}`.
 
     A model may have pixels that are known, a mask ``known``, shape (h, w). They have no noise in z,
-    come into F as they are, and are the same in x̂: it answers to what is known and to z.
+    come into F as they are, and are the same in x̂: it answers to what is known and to z. And where
+    it is ``direct``, F is x̂.
 
     Called as ``denoiser(z, sigma)`` with z float (b, c, h, w) and σ > 0, one for all or one for
     each image, it gives x̂ with z's shape and type. It takes the arguments that
@@ -133,6 +134,8 @@ class Preconditioned(nn.Module):
         inputs = scaled if xi is None else torch.cat([scaled, xi], dim=1)
         answer = self.model(inputs, sigma.log() / 4)
         x_hat = (self.sigma_data / spread) ** 2 * z + level * self.sigma_data / spread * answer
+        if getattr(self.model, "direct", False):
+            x_hat = answer
         return x_hat if known is None else torch.where(known, z, x_hat)
 
     def extra_repr(self) -> str:

@@ -20,7 +20,7 @@ class Recipe:
 
     Attributes:
         data: Name or path of the dataset; its ``train`` images are what is learned.
-        arch: "ddpmpp", "ncsnpp" or "dit".
+        arch: "ddpmpp", "ncsnpp", "dit" or "path".
         options: The architecture's options.
         images: Budget in images; 0 if it is in minutes alone.
         minutes: Budget in minutes; 0 if it is in images alone.
@@ -74,9 +74,6 @@ TINY = {"channels": 32, "multipliers": [1, 2], "blocks": 1, "attention": [4], "d
 WIDE = {"channels": 64, "multipliers": [1, 1, 2], "blocks": 2, "attention": [16], "dropout": 0.0}
 TOKENS = {"patch": 2, "width": 96, "depth": 5, "heads": 4, "dropout": 0.1}
 
-PATHS = {"patch": [1, 8], "width": 96, "depth": 3, "heads": 4, "dropout": 0.0, "ends": True}
-"""A transformer along time, of eight places a token, that knows both ends of a path."""
-
 MEANS = {"batch": 256, "target": "posterior", "draws": (-0.6, 1.4)}
 """Large batches of posterior means, with many draws at high noise: short training on a GPU."""
 
@@ -119,7 +116,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     | HIGH
     | {"unet": CLOTHES, "levels": LEVELS, "draws": (-0.4, 1.5), "images": 200_000, "flips": False},
     "cifar10": OTHER | MEANS,
-    "maze": OTHER | {"dit": PATHS, "images": 500_000, "flips": False},
+    "maze": OTHER | {"images": 500_000, "flips": False},
 }
 """Per dataset the same, and what else differs from :class:`Recipe`'s own values. (Posterior means
 over a dataset of unknown size may take too much memory: they are not among the others'.)"""
@@ -135,7 +132,7 @@ def recipe(data: str, arch: str, **changes: Any) -> Recipe:
 
     Args:
         data: Name or path of a dataset; one without a recipe has :data:`OTHER`.
-        arch: "ddpmpp", "ncsnpp" or "dit".
+        arch: "ddpmpp", "ncsnpp", "dit" or "path".
         changes: Other values of :class:`Recipe`'s attributes.
 
     Raises:
@@ -145,11 +142,12 @@ def recipe(data: str, arch: str, **changes: Any) -> Recipe:
         raise ValueError(f"arch: got {arch!r}, wanted one of {', '.join(ARCHITECTURES)}")
     default = dict(DEFAULTS.get(data, OTHER))
     unet, dit = default.pop("unet"), default.pop("dit")
-    options = dit if arch == "dit" else unet
+    options = {"dit": dit, "path": {}}.get(arch, unet)
     objective = changes.get("objective", "mean")
     if objective != "mean":
         score = KERNEL if objective in KERNELS else ENERGY
-        default, options = default | score, options | XI
+        own = XI if "dropout" in options else {"xi": True}
+        default, options = default | score, options | own
     plain = Recipe(data, arch, options, **default)
     if "minutes" in changes and "images" not in changes:
         changes["images"] = 0

@@ -128,9 +128,9 @@ def _check(recipe: Recipe, precision: str) -> None:
         raise ValueError(f"precision: got {precision!r}, wanted 'auto', 'bf16' or 'float32'")
     as_whole_number(recipe.batch, "batch", 1)
     as_positive(recipe.rate, "rate")
-    options = as_options(recipe.arch, recipe.options)
+    options, ends = as_options(recipe.arch, recipe.options), recipe.arch == "path"
     for name, value in (("target", recipe.target == "posterior"), ("flips", recipe.flips)):
-        if value and options.get("ends"):
+        if value and ends:
             raise ValueError(f"{name}: got {getattr(recipe, name)!r} where ends are known")
     _check_score(recipe, bool(options.get("xi")))
 
