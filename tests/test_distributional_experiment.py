@@ -104,5 +104,5 @@ def test_one_network_of_the_grid_is_computed_alone(job, tmp_path, monkeypatch):
     stages.run("distributional", replace(job, score=("rbf-1",)), Clock())
     rows = results.read("digits", "distributional", tmp_path / "results")
     assert [row["network"] for row in rows] == ["rbf-1"]
-    with pytest.raises(ValueError, match="score: got 'rbf', wanted some of .*rbf-1"):
+    with pytest.raises(ValueError, match=r"score: got 'rbf', wanted some of .*rbf-1"):
         stages.run("distributional", replace(job, score=("rbf",)), Clock())
