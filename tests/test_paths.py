@@ -293,6 +293,15 @@ class TestNetwork:
         plain = knowing()
         assert edm_loss(plain, x, sigma, elsewhere) == edm_loss(plain, x, sigma, noise)
 
+    def test_in_the_loss_every_noise_level_starts_equal(self):
+        network = networks.build("path", (2, 1, 64), **TINY)
+        x = torch.cat([LOW, HIGH]).float()
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        losses = [edm_loss(network, x, torch.full((2,), s), noise) for s in (0.01, 1.0, 80.0)]
+        line = torch.lerp(x[..., :1], x[..., -1:], torch.linspace(0, 1, 64))
+        wanted = 4 * (line - x).square().mean()  # of the untrained answer, over σ_d²
+        assert all(loss.item() == pytest.approx(wanted.item(), rel=1e-5) for loss in losses)
+
     def test_a_network_of_whole_images_knows_nothing(self):
         network = networks.build("dit", (1, 8, 8), patch=4, width=16, depth=1, heads=2)
         x = torch.ones(2, 1, 8, 8)

@@ -35,7 +35,7 @@ KEY = ("data", "network", "sampler", "calls")
 CALLS = (1, 2, 4, 8, 16)
 SETS = 4
 """Sets of paths, each with as many as there are starts and goals, and several for each."""
-ANSWERS = 400_000
+ANSWERS = 300_000
 """Answers that each network computes in training: paths times draws."""
 BATCH, RATE, DRAWS = 128, 3e-3, 4
 """Answers of a step, Adam's highest learning rate, and m."""

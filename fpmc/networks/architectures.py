@@ -58,7 +58,7 @@ def build(
         shape: The images' (c, h, w).
         seed: Seed of the weights.
         options: The architecture's own: see :class:`fpmc.networks.UNet`,
-            :class:`fpmc.networks.DiT` and :class:`fpmc.networks.path.Path`. With ``xi=True`` the
+            :class:`fpmc.networks.DiT` and :class:`fpmc.networks.Path`. With ``xi=True`` the
             network is a :class:`fpmc.networks.Drawing`, which draws.
 
     Raises:

@@ -109,6 +109,11 @@ class Preconditioned(nn.Module):
         """The pixels that have no noise in z; None where all have."""
         return getattr(self.model, "known", None)
 
+    @property
+    def direct(self) -> bool:
+        """Whether F is x̂."""
+        return getattr(self.model, "direct", False)
+
     def noisy(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], noise: Tensor
     ) -> Float[Tensor, "b c h w"]:
@@ -134,7 +139,7 @@ class Preconditioned(nn.Module):
         inputs = scaled if xi is None else torch.cat([scaled, xi], dim=1)
         answer = self.model(inputs, sigma.log() / 4)
         x_hat = (self.sigma_data / spread) ** 2 * z + level * self.sigma_data / spread * answer
-        if getattr(self.model, "direct", False):
+        if self.direct:
             x_hat = answer
         return x_hat if known is None else torch.where(known, z, x_hat)
 

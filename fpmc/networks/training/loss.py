@@ -152,7 +152,9 @@ def _draws(
 
 
 def _level(network: Preconditioned, sigma: Tensor) -> Tensor:
-    """λ(σ), the inverse of c_out²."""
+    """λ(σ), the inverse of c_out²; of σ_d² where F is x̂. Both let every noise level start equal."""
+    if network.direct:
+        return torch.full_like(sigma, network.sigma_data**-2)
     return (sigma**2 + network.sigma_data**2) / (sigma * network.sigma_data) ** 2
 
 
