@@ -15,6 +15,7 @@ from fpmc.modes import not_differentiable
 from fpmc.sensitivity import __main__ as command_line
 from fpmc.sensitivity import gradients
 from fpmc.sensitivity.__main__ import main
+from tests.helpers import OF_IMAGES
 from tests.test_networks import tiny
 
 SHAPE = (2, 4, 4)
@@ -46,7 +47,7 @@ def test_of_a_linear_denoiser_they_are_its_matrix():
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+@pytest.mark.parametrize("arch", OF_IMAGES)
 def test_they_are_the_mean_absolute_finite_differences(arch):
     network, x, sigma, h = tiny(arch, (3, 8, 8)).double(), images(2, (3, 8, 8)), 0.7, 1e-5
     z = add_noise(x, sigma, 5).double()
