@@ -114,7 +114,8 @@ def load(
             and ``~/.cache/fpmc`` without that.
         n_train: How many training images, chosen (for photos: drawn) by the seed; all if left out.
         n_test: How many test images, likewise; where they are held out, how many are.
-        seed: Seed of these choices.
+        seed: Seed of these choices. A whole number, no generator: the same call gives the same
+            images, whatever was drawn before, and tables name them by it.
         at_most: Whether n_train and n_test are the most, and all are taken where there are fewer.
 
     Raises:
@@ -211,18 +212,13 @@ def _read_pair(path: Path) -> tuple[Part, Part | None]:
         one, other = (path, twin) if twin else (f"{path}, train", f"{path}, test")
         raise ValueError(f"{other}: got images {test}, wanted {train} as in {one}")
     if all(part.labels is None for part in parts):
-        numbered = zip(parts, from_folders(parts), strict=True)
+        numbered = zip(parts, from_folders(path, parts), strict=True)
         parts = tuple(part._replace(labels=labels) for part, labels in numbered)
     return parts if len(parts) > 1 else (parts[0], None)
 
 
 def _read_path(path: Path) -> tuple[Part, ...]:
     suffix = "" if path.is_dir() else path.suffix.lower()
-    if suffix in arrays.ADVICE:
-        raise ValueError(
-            f"{path}: got a file of arrays, wanted images; for a tensor, "
-            f"fpmc.Source({arrays.ADVICE[suffix]})"
-        )
     return (arrays.read_arrays if suffix in arrays.SUFFIXES else read_archive)(path)
 
 
