@@ -11,6 +11,7 @@ from fpmc.experiments import (
     maps,
     memorisation,
     places,
+    paths,
     published,
     recipe,
     samples,
@@ -25,7 +26,7 @@ from fpmc.experiments.job import Job
 __all__ = ["STAGES", "run"]
 
 MODULES = (train, worth, maps, schedules, denoising, samples, published, tuning, augmentation)
-MODULES += (recipe, axes, memorisation, places, distributional, engine)
+MODULES += (recipe, axes, memorisation, places, distributional, paths, engine)
 STAGES = {stage.__name__.rpartition(".")[2]: stage for stage in MODULES}
 """{name: module with a function run(job, clock)}, in order."""
 
