@@ -5,6 +5,7 @@ What a user would try first. A chooser says which source images a noisy one keep
 """
 
 from collections.abc import Callable
+from copy import copy
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from fpmc import Source
-from fpmc.source import to_float
 
 __all__ = ["Golden", "Nearest", "RandomPart", "Truncated", "certificate"]
 
@@ -58,7 +58,8 @@ class Nearest:
         try:
             import faiss
         except ImportError as error:
-            raise ImportError("faiss: not installed, wanted pip install faiss-cpu") from error
+            told = "faiss: not installed, wanted pip install 'fpmc[neighbours]'"
+            raise ImportError(told) from error
         if not 1 <= k <= len(source):
             raise ValueError(f"k: got {k}, wanted 1 to {len(source)}")
         faiss.omp_set_num_threads(torch.get_num_threads())
@@ -72,8 +73,8 @@ class Nearest:
 
     def of(self, k: int) -> "Nearest":
         """The same index, asked for another number of images."""
-        other = object.__new__(Nearest)
-        other.k, other.index = k, self.index
+        other = copy(self)
+        other.k = k
         return other
 
     def __call__(self, z: Float[Tensor, "b c h w"], sigma: float) -> list[Int64[Tensor, " k"]]:
@@ -121,6 +122,12 @@ class Golden:
         self.fine = source[:].flatten(1)
         self.coarse = avg_pool2d(source[:], 2).flatten(1)
 
+    def of(self, least: int, most: int, *, drawn: bool = False) -> "Golden":
+        """The rule with other sizes, over the same arrays."""
+        other = copy(self)
+        other.least, other.most, other.drawn = least, most, drawn
+        return other
+
     def sizes(self, sigma: float) -> tuple[int, int]:
         """How many candidates, m, and how many that stay, k, at a noise level."""
         clear = 1 - sigma / (1 + sigma**2) ** 0.5
@@ -166,7 +173,7 @@ def certificate(
     """
     worst = 0.0
     for one, own in zip(z.double().flatten(1), chosen, strict=True):
-        images = to_float(source.images[own], torch.float64).flatten(1)
+        images = source.read(own, torch.float64).flatten(1)
         logits = -(one - images).square().sum(1) / (2 * sigma**2)
         gone = (logits.min() - logits.max()).exp() * (len(source) - len(own))
         worst = max(worst, (2 * gone / ((logits - logits.max()).exp().sum() + gone)).item())

@@ -66,6 +66,7 @@ class Field:
     def __init__(self, options, train, held_out):
         self.options, self.source = options, Source(train)
         self.few = Source(train[: options.few])
+        self.collection = partial(FPMC, budget=options.budget)
         self.gaussian = methods.wiener(self.source)
         self.network = networks.load(options.network, shape=train.shape[1:])
         self.maps = self._maps(held_out)
@@ -73,6 +74,7 @@ class Field:
         self.parts = {k: RandomPart(self.source, k).source for k in (n // 10, n // 3)}
         self.exact = Nearest(self.source, 1)
         self.lists = Nearest(self.source, 1, round(n**0.5), options.probes)
+        self.golden = Golden(self.source, n // 20, n // 10)
         sides = [p for p in options.patches if p <= min(train.shape[2:])]
         self.mixtures = {p: mixtures.fit(self.source, p, 40, steps=4) for p in sides}
 
@@ -109,12 +111,13 @@ class Field:
     def _as_they_are(self, sigma, pairs):
         few, schedule, n = self.few, self.options.schedule, len(self.source)
         for name, pair in pairs.items():
-            yield Entrant(name, "as it is", FPMC(*pair, self.source), n, pair[0].k)
+            yield Entrant(name, "as it is", self.collection(*pair, self.source), n, pair[0].k)
         yield Entrant("Wiener", "as it is", self.gaussian)
-        lukoianov = methods.lukoianov(few, schedule, gaussian=self.gaussian)
+        options = {"gaussian": self.gaussian, "budget": self.options.budget}
+        lukoianov = methods.lukoianov(few, schedule, **options)
         k = math.prod(few.shape)
         yield Entrant("Lukoianov", "fewer source images", lukoianov, len(few), k)
-        els = methods.els(few, schedule)
+        els = methods.els(few, schedule, budget=self.options.budget)
         yield Entrant("ELS", "fewer source images", els, len(few))
         for p, mixture in self.mixtures.items():
             yield Entrant("mixture", f"p = {p}", mixture)
@@ -131,7 +134,7 @@ class Field:
             yield self._entrant("PSPC-Flex", way, pair)
         shape, p = self.source.shape[1:], pairs["PSPC-Square"][0].p
         sides = [q for q in (p - 2, p, p + 2) if 1 <= q <= min(shape)]
-        each = [FPMC(Box(shape, q), Box(shape, q), self.source) for q in sides]
+        each = [self.collection(Box(shape, q), Box(shape, q), self.source) for q in sides]
         k = sum(Box(shape, q).k for q in sides)
         yield Entrant("PSPC-Square", "three sides", partial(_mean, each), len(self.source), k)
 
@@ -141,17 +144,18 @@ class Field:
             if r < len(self.gaussian.eigenvalues):
                 keys = {"features": self.gaussian.principal(r)}
                 yield self._entrant("optimal", f"keys of {r}", (Ones((1, r)), whole), **keys)
-        flex = FPMC(*pairs["PSPC-Flex"], self.source).with_precision("float32")
+        flex = self.collection(*pairs["PSPC-Flex"], self.source).with_precision("float32")
         yield self._entrant("PSPC-Flex", "float32", pairs["PSPC-Flex"])._replace(answer=flex)
 
     def _entrant(self, method, way, pair, **options):
-        collection = FPMC(*pair, self.source, **options)
+        collection = self.collection(*pair, self.source, **options)
         return Entrant(method, way, collection, len(self.source), pair[0].k)
 
     def _parts(self, pairs):
         for name in BASES:
             for k, part in self.parts.items():
-                yield Entrant(name, "random part", FPMC(*pairs[name], part), k, pairs[name][0].k)
+                answer = self.collection(*pairs[name], part)
+                yield Entrant(name, "random part", answer, k, pairs[name][0].k)
 
     def _truncated(self, name, pair):
         n = len(self.source)
@@ -163,9 +167,8 @@ class Field:
 
     def _golden(self, sigma, pairs):
         n, few = len(self.source), self.few
-        rule = Golden(self.source, n // 20, n // 10)
-        larger = Golden(self.source, n // 6, n // 3)
-        drawn = Golden(self.source, n // 20, n // 10, drawn=True)
+        rule, larger = self.golden, self.golden.of(n // 6, n // 3)
+        drawn = self.golden.of(n // 20, n // 10, drawn=True)
         masked = methods.lukoianov(few, self.options.schedule, gaussian=self.gaussian)
         pairs = {**pairs, "Lukoianov": masked.operators(sigma)}
         asked = [(name, "GoldDiff's rule", rule) for name in (*BASES, "Lukoianov")]
@@ -175,7 +178,7 @@ class Field:
             yield self._cut(name, way, pairs[name], choose, choose.sizes(sigma)[1])
 
     def _cut(self, name, way, pair, choose, kept):
-        answer = Truncated(partial(FPMC, *pair), self.source, choose)
+        answer = Truncated(partial(self.collection, *pair), self.source, choose)
         return Entrant(name, way, answer, kept, pair[0].k)
 
 
@@ -252,6 +255,7 @@ def main(arguments=None):
     parser.add_argument("--few", type=int, default=1_000, help="the same for Lukoianov and ELS")
     parser.add_argument("--b", type=int, default=4, help="noisy images a call")
     parser.add_argument("--calls", type=int, default=4, help="calls, each of other noisy images")
+    parser.add_argument("--budget", type=int, help="bytes of working memory")
     parser.add_argument("--map-images", type=int, default=4, help="whose maps are computed")
     parser.add_argument("--patches", type=int, nargs="+", default=[5, 8], help="of the mixtures")
     parser.add_argument("--probes", type=int, default=8, help="inverted lists that are looked at")
