@@ -127,7 +127,7 @@ class Field:
         masks = pairs["PSPC-Flex"][0].dense()
         if len(masks) == 1:
             return
-        thinned = {f"cells of {side}": cells(masks, side) for side in (1, 2, 4, 8)}
+        thinned = {f"cells of {side}": cells(masks, side) for side in (2, 4, 8)}
         thinned |= {f"stride {step}": strided(masks, step) for step in (2, 4)}
         thinned["clusters"] = clusters(masks, thinned["cells of 4"][0].k)
         for way, pair in thinned.items():
