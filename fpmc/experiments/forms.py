@@ -97,7 +97,7 @@ class Level:
     def collection(self, queries, responses, **options) -> Answer:
         """A collection at this level."""
         made = FPMC(queries, responses, self.source, budget=self.job.bytes, **options)
-        return self.at(made)
+        return self.at(made.with_precision(self.job.precision))
 
     def at(self, denoiser: diffusion.Denoiser) -> Answer:
         """A denoiser at this level, asked a batch at a time."""
@@ -143,7 +143,8 @@ def _only(name: str, make: Callable[[Level], Answer]) -> Callable[[Level], Found
 
 def _tuned(level: Level) -> Answer:
     name = f"{level.job.data}/ddpmpp/pspc_flex"
-    return level.at(fpmc.finetuning.load(name, level.source, budget=level.job.bytes))
+    found = fpmc.finetuning.load(name, level.source, budget=level.job.bytes)
+    return level.at(found.with_precision(level.job.precision))
 
 
 def _whitened(level: Level) -> Found:
