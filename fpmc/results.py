@@ -33,8 +33,8 @@ __all__ = [
 
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "results"
 """Where the tables lie: in a checkout, or in an installed package."""
-TABLES = ("augmentation", "axes", "copies", "denoising", "maps", "published", "recipe", "samples")
-TABLES += ("schedules", "tuning", "worth")
+TABLES = ("augmentation", "axes", "copies", "denoising", "maps", "memorisation", "published")
+TABLES += ("recipe", "samples", "schedules", "tuning", "worth")
 TITLES = {name: method.title for name, method in METHODS.items() if method.compared}
 """What readers are told for what the tables call a method."""
 MEASURES = ("mse", "r2", "nearest")
@@ -72,8 +72,8 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials", "tuning", "augmentation", "published", "recipe", "axes", "distributional" or
-            "draws_cost"; or "faults" of "faults".
+            "trials", "tuning", "augmentation", "published", "recipe", "axes", "memorisation",
+            "distributional" or "draws_cost"; or "faults" of "faults".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:

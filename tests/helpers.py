@@ -80,6 +80,12 @@ def threads(n):
         torch.set_num_threads(before)
 
 
+def side_by_side(work, folder, n):
+    """Call work(rank, folder) in n processes, forked from one that has imported what they need."""
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([work.__module__])
+    torch.multiprocessing.start_processes(work, (folder,), n, start_method="forkserver")
+
+
 class PeakMemory(TorchDispatchMode):
     """The largest sum of bytes that tensors made inside the block held at one time."""
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import chapters
@@ -113,16 +114,13 @@ class TestEnvironments:
             alone = time.process_time()
             import fpmc
             both = time.process_time()
+            import fpmc.experiments.grid  # what each job of a grid begins with
             heavy = {"sklearn", "scipy", "skimage", "numba", "matplotlib", "pooch", "triton"}
             print((both - start) / (alone - start), *heavy & set(sys.modules))
         """
-        told = [
-            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            for _ in range(3)
-        ]
-        ratios = [float(done.stdout.split()[0]) for done in told]
-        assert told[0].stdout.split()[1:] == []
-        assert min(ratios) < 1.5
+        run = partial(subprocess.run, capture_output=True, text=True, check=True)
+        told = (run([sys.executable, "-c", code]).stdout.split() for _ in range(3))
+        assert any(float(ratio) < 1.5 and not heavy for ratio, *heavy in told)
 
     def test_the_version_is_one(self):
         citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())

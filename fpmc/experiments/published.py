@@ -6,7 +6,6 @@ A network that was told a class is compared with methods whose source is that cl
 
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
@@ -14,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import fpmc
-from fpmc import diffusion, metrics, plotting
+from fpmc import diffusion, metrics
 from fpmc.data import fingerprint
 from fpmc.experiments import contest, generated
 from fpmc.experiments.clock import Clock
@@ -198,6 +197,10 @@ def _pictures(job: Job):
 
 def _draw(job: Job, asked: Asked) -> None:
     """A picture: the network's first images, and each method's samples from the same noise."""
+    import matplotlib.pyplot as plt  # here, since they make every job begin later
+
+    from fpmc import plotting
+
     held, target = arrays(_pictures(job)), asked.target
     rows = {"network": to_float(target.images[:SHOWN])}
     for who in contest.contestants(job, {}):
