@@ -73,7 +73,7 @@ def read(
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
             "trials", "tuning", "augmentation", "published", "recipe", "axes", "memorisation",
-            "distributional" or "draws_cost"; or "faults" of "faults".
+            "distributional", "draws_cost" or "paths"; or "faults" of "faults".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:
@@ -98,12 +98,15 @@ def title(method: str, schedule: str = "") -> str:
     return contestant(TITLES.get(method, method), schedule)
 
 
-def images(data: str, root: str | os.PathLike | None = None) -> dict[str, Float[Tensor, "m c h w"]]:
+def images(
+    data: str, root: str | os.PathLike | None = None, *, table: str = "samples"
+) -> dict[str, Float[Tensor, "m c h w"]]:
     """A few stored samples of every method, in [-1, 1], {:func:`contestant`: images}.
 
-    Arguments and errors as in :func:`read`.
+    Those of the table "paths" are {"network, sampler, calls": paths}. Other arguments and errors
+    are as in :func:`read`.
     """
-    path = _path(data, "samples.npz", root)
+    path = _path(data, f"{table}.npz", root)
     try:
         with np.load(path, allow_pickle=False) as file:
             pixels = {name: torch.from_numpy(file[name]) for name in file.files}

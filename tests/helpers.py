@@ -8,9 +8,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fpmc import networks
 from fpmc.engine import reference
 from fpmc.networks.training.loop import Loop
 from fpmc.operators import Box, Dense, Identity, Ones
+
+OF_IMAGES = tuple(name for name in networks.ARCHITECTURES if name != "path")
+"""The architectures that take images; tests of the other one are in test_paths."""
 
 
 def relative(answer, exact):

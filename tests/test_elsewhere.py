@@ -71,6 +71,19 @@ def test_one_graph_is_refused_with_the_reason(denoiser, network, graphs, z):
 
 
 @pytest.mark.usefixtures("as_users_do")
+def test_after_a_plain_compile_one_graph_is_the_same_answer_and_after_a_reset_an_error(
+    denoiser, graphs, z
+):
+    """PyTorch keeps what it compiled by function and backend, and nobody is told."""
+    torch.compile(denoiser, backend=graphs)(z, 0.7)
+    whole = torch.compile(denoiser, backend=graphs, fullgraph=True)
+    assert torch.equal(whole(z, 0.7), denoiser(z, 0.7))
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="are opaque to torch"):
+        torch.compile(denoiser, backend=graphs, fullgraph=True)(z, 0.7)
+
+
+@pytest.mark.usefixtures("as_users_do")
 def test_a_network_is_compiled_behind_its_checks(network, graphs, z):
     compiled = torch.compile(network, backend=graphs)
     assert torch.equal(compiled(z, 0.7), network(z, 0.7))

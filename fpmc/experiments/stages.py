@@ -10,6 +10,7 @@ from fpmc.experiments import (
     engine,
     maps,
     memorisation,
+    paths,
     published,
     recipe,
     samples,
@@ -24,7 +25,7 @@ from fpmc.experiments.job import Job
 __all__ = ["STAGES", "run"]
 
 MODULES = (train, worth, maps, schedules, denoising, samples, published, tuning, augmentation)
-MODULES += (recipe, axes, memorisation, distributional, engine)
+MODULES += (recipe, axes, memorisation, distributional, paths, engine)
 STAGES = {stage.__name__.rpartition(".")[2]: stage for stage in MODULES}
 """{name: module with a function run(job, clock)}, in order."""
 
