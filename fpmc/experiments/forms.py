@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from sklearn.linear_model import LinearRegression
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -86,6 +85,8 @@ class Level:
 
     def blend(self, axes: Mapping[str, Found]) -> Found:
         """The sum with the weights ≥ 0 that are nearest the network on validation images."""
+        from sklearn.linear_model import LinearRegression  # which takes as long as torch
+
         each = {p: torch.stack([one.answers[p] for one in axes.values()], -1) for p in PARTS}
         columns, target = each["validation"].flatten(0, -2), self.target["validation"].flatten()
         fit = LinearRegression(fit_intercept=False, positive=True)
