@@ -102,7 +102,7 @@ def compare(
         turns: Turns of each build, after one that is not counted.
     """
     rows = []
-    with Build(ROOT, command) as here, Build(other, command) as there:
+    with Build(other, command) as there, Build(ROOT, command) as here:
         for case in cases:
             for build in (here, there):
                 build.turn(case)

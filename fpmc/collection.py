@@ -177,6 +177,22 @@ class Posterior:
         """
         return self._constant(posterior.effective_number(*self._arguments))
 
+    def entropy(self) -> Float[Tensor, "b k"]:
+        r"""How much each posterior leaves open, :math:`-\sum_n w_{kn} \log w_{kn}` in nats.
+
+        Shape (b, k), float64, from 0 to log N. Its exponential counts images, too, from 1 to N; it
+        is at least :meth:`effective_number`.
+        """
+        return self._constant(posterior.knowledge(*self._arguments).entropy)
+
+    def information(self) -> Float[Tensor, "b k"]:
+        r"""What each posterior knows over S, :math:`\sum_n w_{kn} \log (w_{kn} / S(x_n))`.
+
+        Shape (b, k), float64, in nats, from 0. Where all images weigh the same it is log N less
+        :meth:`entropy`. See :mod:`fpmc.memorisation`.
+        """
+        return self._constant(posterior.knowledge(*self._arguments).information)
+
     def sample(
         self,
         n: int = 1,

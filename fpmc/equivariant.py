@@ -35,7 +35,8 @@ class Equivariant(DropIn):
 
     The translated images are never made. Of patches, all pairs at one displacement share squared
     differences, with running sums over them (:mod:`fpmc.engine.cpu.displacements`; where nothing is
-    compiled they are matrix products, :mod:`fpmc.engine.streaming.translations`). Of whole images,
+    compiled they are matrix products, :mod:`fpmc.engine.streaming.translations`, on CUDA in one
+    kernel with the softmax, :mod:`fpmc.engine.cuda.patches`). Of whole images,
     Fourier transforms give all translations at once (:mod:`fpmc.engine.streaming.orbit`).
 
     Args:

@@ -222,7 +222,10 @@ def _drawn(source: Source, p: int, n: int, noise: torch.Generator) -> Float[Tens
 
 
 def _at(x: Float[Tensor, "n c h w"], p: int, where: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
-    return all_patches(x, p)[torch.arange(len(x)), where.to(x.device)]
+    """One patch of each image; no other is copied."""
+    where, wide = where.to(x.device), x.shape[3] - p + 1
+    windows = x.unfold(2, p, 1).unfold(3, p, 1)
+    return windows[torch.arange(len(x)), :, where // wide, where % wide].flatten(1)
 
 
 def all_patches(x: Float[Tensor, "b c h w"], p: int) -> Float[Tensor, "b l d"]:

@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,15 @@ __all__ = [
     "per_sample",
     "published",
     "read",
+    "singly",
     "stored",
     "title",
 ]
 
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "results"
 """Where the tables lie: in a checkout, or in an installed package."""
-TABLES = ("augmentation", "axes", "copies", "denoising", "maps", "published", "recipe", "samples")
-TABLES += ("schedules", "tuning", "worth")
+TABLES = ("augmentation", "axes", "copies", "denoising", "maps", "memorisation", "places")
+TABLES += ("published", "recipe", "samples", "schedules", "tuning", "worth")
 TITLES = {name: method.title for name, method in METHODS.items() if method.compared}
 """What readers are told for what the tables call a method."""
 MEASURES = ("mse", "r2", "nearest")
@@ -48,7 +50,7 @@ TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "com
 TEXT += ("device", "precision", "version", "torch", "code", "date", "network_hash", "data_hash")
 TEXT += ("kind", "fault", "outcome", "sampler")
 TEXT += ("schedule_hash", "maps_hash", "arguments", "learn", "tuning", "strategy", "by", "step")
-TEXT += ("before", "axis", "chosen")
+TEXT += ("before", "axis", "chosen", "tried", "each")
 
 
 def stored(root: str | os.PathLike | None = None) -> list[tuple[str, str]]:
@@ -72,8 +74,8 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials", "tuning", "augmentation", "published", "recipe", "axes", "distributional" or
-            "draws_cost"; or "faults" of "faults".
+            "trials", "tuning", "augmentation", "published", "recipe", "axes", "memorisation",
+            "places", "distributional", "draws_cost" or "paths"; or "faults" of "faults".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:
@@ -98,12 +100,20 @@ def title(method: str, schedule: str = "") -> str:
     return contestant(TITLES.get(method, method), schedule)
 
 
-def images(data: str, root: str | os.PathLike | None = None) -> dict[str, Float[Tensor, "m c h w"]]:
+def singly(row: Mapping) -> Float[Tensor, " n"]:
+    """What was measured of every image, of a row of "places": the first images, in order."""
+    return torch.tensor([float(x) for x in row["each"].split()], dtype=torch.float64)
+
+
+def images(
+    data: str, root: str | os.PathLike | None = None, *, table: str = "samples"
+) -> dict[str, Float[Tensor, "m c h w"]]:
     """A few stored samples of every method, in [-1, 1], {:func:`contestant`: images}.
 
-    Arguments and errors as in :func:`read`.
+    Those of the table "paths" are {"network, sampler, calls": paths}. Other arguments and errors
+    are as in :func:`read`.
     """
-    path = _path(data, "samples.npz", root)
+    path = _path(data, f"{table}.npz", root)
     try:
         with np.load(path, allow_pickle=False) as file:
             pixels = {name: torch.from_numpy(file[name]) for name in file.files}
@@ -154,7 +164,7 @@ def measurements(
     """A stored table of the engine's benchmarks, a dictionary per row; what is a number is a float.
 
     Args:
-        table: "paths", "scaling", "els", or "kernels" from a GPU.
+        table: "paths", "scaling", "els", "pareto" of a dataset, or "kernels" from a GPU.
         root: The folder ``results`` itself, if it is not beside the package.
         data: The dataset in whose run the benchmark was part; None for one of its own.
 

@@ -18,6 +18,9 @@ from jaxtyping import config as jaxtyping_config
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+TOGETHER = ("test_distributed.py", "test_finetuning_ranks.py")
+"""Files whose tests look at what a few processes found together, which takes long to begin."""
+
 for profile, examples in {"fpmc": 10, "deep": 100}.items():
     settings.register_profile(profile, deadline=None, derandomize=True, max_examples=examples)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fpmc"))
@@ -31,19 +34,19 @@ def pytest_xdist_auto_num_workers(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Give a notebook's cells to one worker, so that it is computed once.
+    """Give a notebook's cells to one worker, and what processes found to one: found but once.
 
     pytest-xdist 3.8 has ``--dist loadgroup`` for that, which with pytest 9.2 has no effect: it
     renames tests by an attribute that pytest no longer reads.
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByNotebook(LoadScopeScheduling):
+    class ByWhatIsShared(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.split("::")[0]
-            return file if file.endswith(".ipynb") else nodeid
+            return file if file.endswith((".ipynb", *TOGETHER)) else nodeid
 
-    return ByNotebook(config, log) if config.getvalue("dist") == "load" else None
+    return ByWhatIsShared(config, log) if config.getvalue("dist") == "load" else None
 
 
 def pytest_collection_modifyitems(items):

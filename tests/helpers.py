@@ -8,9 +8,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fpmc import networks
 from fpmc.engine import reference
 from fpmc.networks.training.loop import Loop
 from fpmc.operators import Box, Dense, Identity, Ones
+
+OF_IMAGES = tuple(name for name in networks.ARCHITECTURES if name != "path")
+"""The architectures that take images; tests of the other one are in test_paths."""
 
 
 def relative(answer, exact):
@@ -78,6 +82,12 @@ def threads(n):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def side_by_side(work, folder, n):
+    """Call work(rank, folder) in n processes, forked from one that has imported what they need."""
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([work.__module__])
+    torch.multiprocessing.start_processes(work, (folder,), n, start_method="forkserver")
 
 
 class PeakMemory(TorchDispatchMode):

@@ -33,6 +33,11 @@ def run(monkeypatch, as_users_do):
         ("paths.py", "--data photos --n 30 --dense-n 20 --b 1 --sigma 0.5 --repeats 1", 10),
         ("scaling.py", "--data digits --n 8 --dense-n 8 --els-n 8", 95),
         ("finetuning.py", "--data digits --n 30 --b 4 --sigma 0.5", 1),
+        (
+            "pareto.py",
+            "--data digits --n 90 --few 50 --b 1 --calls 2 --sigma 0.14 --maps digits/ddpmpp",
+            44,
+        ),
     ],
 )
 def test_a_table_with_provenance_is_left(run, script, options, rows, tmp_path):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import chapters
@@ -31,9 +32,15 @@ def pins():
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pairs}
 
 
+SIMULATOR = "maze"
+"""The extra that makes one dataset. It is large, and nothing that is tested or built needs it."""
+
+
 def requirements():
-    """Every requirement of pyproject.toml, of all extras."""
-    extras = PROJECT["optional-dependencies"].values()
+    """Every requirement of pyproject.toml that the lock has, of all extras but the simulator."""
+    extras = [
+        group for name, group in PROJECT["optional-dependencies"].items() if name != SIMULATOR
+    ]
     return [Requirement(text) for group in (PROJECT["dependencies"], *extras) for text in group]
 
 
@@ -44,6 +51,11 @@ class TestEnvironments:
     def test_the_lock_satisfies_every_range(self, requirement):
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
         assert requirement.specifier.contains(pins()[name])
+
+    def test_the_simulator_is_an_extra_of_its_own_with_both_bounds(self):
+        (only,) = map(Requirement, PROJECT["optional-dependencies"][SIMULATOR])
+        assert {part.operator for part in only.specifier} == {">=", "<"}
+        assert only.name not in pins()
 
     def test_the_lock_pins_what_the_project_is_built_on(self):
         assert pins()["torch"] == "2.13.0"
@@ -113,16 +125,13 @@ class TestEnvironments:
             alone = time.process_time()
             import fpmc
             both = time.process_time()
+            import fpmc.experiments.grid  # what each job of a grid begins with
             heavy = {"sklearn", "scipy", "skimage", "numba", "matplotlib", "pooch", "triton"}
             print((both - start) / (alone - start), *heavy & set(sys.modules))
         """
-        told = [
-            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            for _ in range(3)
-        ]
-        ratios = [float(done.stdout.split()[0]) for done in told]
-        assert told[0].stdout.split()[1:] == []
-        assert min(ratios) < 1.5
+        run = partial(subprocess.run, capture_output=True, text=True, check=True)
+        told = (run([sys.executable, "-c", code]).stdout.split() for _ in range(3))
+        assert any(float(ratio) < 1.5 and not heavy for ratio, *heavy in told)
 
     def test_the_version_is_one(self):
         citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
@@ -136,12 +145,13 @@ class TestChapters:
 
     def test_the_stored_notebook_is_up_to_date(self, chapter):
         assert stored(chapter).exists(), f"{stored(chapter)} is missing: run make notebooks"
-        ours = [(c.cell_type, c.source) for c in jupytext.read(chapter).cells]
-        theirs = [(c.cell_type, c.source) for c in nbformat.read(stored(chapter), 4).cells]
+        ours = [c.source for c in jupytext.read(chapter).cells if c.cell_type == "code"]
+        theirs = [cell.source for cell in nbformat.read(stored(chapter), 4).cells]
         assert ours == theirs, f"{stored(chapter).name} is out of date: run make notebooks"
 
-    def test_the_stored_notebook_holds_text_alone(self, chapter):
+    def test_the_stored_notebook_holds_code_and_text_alone(self, chapter):
         for cell in nbformat.read(stored(chapter), 4).cells:
+            assert cell.cell_type == "code"
             for output in cell.get("outputs", []):
                 assert output.output_type in ("stream", "execute_result", "display_data")
                 assert set(output.get("data", {})) <= {"text/plain", "text/markdown"}

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import pickle
 import struct
 import sys
 import types
@@ -150,6 +151,34 @@ class TestFormats:
         (tmp_path / "a.heic").write_bytes(b"something")
         with pytest.raises(ValueError, match=r"got no images.*; got 1 \.heic \(as a\.heic\)"):
             load(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("shard-000000.tar", r"got a \.tar file, wanted it unpacked to a folder"),
+            ("images.TAR.GZ", r"got a \.gz file, wanted it unpacked"),
+            ("train.parquet", r"got .* datasets\.load_dataset reads, .*\(n, c, h, w\), fpmc\.Sou"),
+            ("data.arrow", r"got .* which datasets\.load_from_disk reads"),
+            ("train_32x32.mat", r"got .* which scipy\.io\.loadmat reads"),
+            ("fid.pkl", r"got a \.pkl file, which its own package reads"),
+            ("images.idx", "got a file that is not a ZIP, wanted a ZIP or a folder of images"),
+        ],
+    )
+    def test_files_that_others_read_are_told_what_to_do_with(self, tmp_path, name, says):
+        (tmp_path / name).write_bytes(b"something")
+        with pytest.raises(ValueError, match=rf"{name}: {says}"):
+            load(tmp_path / name)
+        if "ZIP" not in says:
+            with pytest.raises(ValueError, match=says):
+                load(tmp_path)
+
+    def test_cifar_10_s_own_folder_is_told_how_it_is_read(self, tmp_path):
+        folder = tmp_path / "cifar-10-batches-py"
+        folder.mkdir()
+        for name in ("data_batch_1", "test_batch", "batches.meta", "readme.html"):
+            (folder / name).write_bytes(pickle.dumps({b"data": [0]}))
+        with pytest.raises(ValueError, match=rf"load\('cifar10', root='{tmp_path}'\)"):
+            load(folder)
 
 
 class TestPixels:
@@ -384,7 +413,10 @@ class TestLabels:
         for part, names in (("train", "abc"), ("test", "c")):
             for name in names:
                 write_archive(tmp_path / f"x-{part}" / name, random_images(2, (4, 4)))
-        assert load(tmp_path / "x-train").train_labels.tolist() == [0, 0, 1, 1, 2, 2]
+        with pytest.warns(UserWarning, match="x-train: 2 of 2 test images lie in no folder of the"):
+            data = load(tmp_path / "x-train")
+        assert data.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
+        assert data.test_labels is None
 
     def test_folders_that_number_images_are_no_classes(self, tmp_path):
         for name in ("00000", "00001"):
@@ -396,7 +428,8 @@ class TestLabels:
         for name in ("a/0.png", "b/0.png", "0.png"):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_bytes(as_png(random_images(1, (4, 4))[0]))
-        assert load(tmp_path).train_labels is None
+        with pytest.warns(UserWarning, match="1 of 3 images lie beside the folders of the others"):
+            assert load(tmp_path).train_labels is None
 
     def test_those_of_a_twin_come_from_its_own_dataset_json(self, tmp_path):
         for part, n in (("train", 3), ("test", 2)):

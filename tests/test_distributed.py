@@ -6,14 +6,14 @@ from functools import partial
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 import fpmc
 from fpmc import FPMC, Source
 from fpmc.distributed import Distributed
 from fpmc.operators import Dense
 from fpmc.source import union
-from tests.helpers import collections, exact, images, matrix, relative
+from tests.helpers import collections, exact, images, matrix, relative, side_by_side
 
 SHAPE = (1, 8, 8)
 N = 60
@@ -135,7 +135,7 @@ def work(rank, folder):
 def outcomes(tmp_path_factory):
     """Each rank's answers, and what it was told of mistakes."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, (folder,), nprocs=3)
+    side_by_side(work, folder, 3)
     return [torch.load(folder / f"{rank}.pt") for rank in range(3)]
 
 

@@ -1,10 +1,13 @@
 """The stage that compares samplers by the number of their calls, on a grid of one tiny network."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fpmc import metrics, results
-from fpmc.experiments import distributional, stages
+from fpmc.experiments import distributional, few_steps, stages
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job
 from fpmc.source import to_float
@@ -15,7 +18,14 @@ MEAN = ("heun", "bridge")
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    tiny = {"GRID": ((1.0, 1.0, 2),), "ANSWERS": 32, "BATCH": 8, "SMALL": TINY, "SETS": 2}
+    tiny = {
+        "GRID": ((1.0, 1.0, 2),),
+        "KERNEL_GRID": (("rbf", 1.0),),
+        "ANSWERS": 32,
+        "BATCH": 8,
+        "SMALL": TINY,
+        "SETS": 2,
+    }
     tiny |= {"CALLS": (1, 2), "TIMED": 1}
     for name, value in tiny.items():
         monkeypatch.setattr(distributional, name, value)
@@ -32,11 +42,15 @@ def test_it_fills_its_tables_once_and_the_numbers_are_those_of_its_sets(job, tmp
     patches = [(s, n) for s in ("bridge", "bridge, independent") for n in (1.0, 2.0)]
     expected += [("mean", *each) for each in means]
     expected += [("beta-1-lambda-1-m-2", "bridge", n) for n in (1.0, 2.0)]
+    expected += [("rbf-1", "bridge", n) for n in (1.0, 2.0)]
     expected += [("pspc_flex", *each) for each in patches]
     expected += [("digits/ddpmpp", *each) for each in means]
     assert places == expected
     drawn = next(row for row in rows if row["network"].startswith("beta"))
     assert (drawn["beta"], drawn["lambda"], drawn["m"]) == (1.0, 1.0, 2.0)
+    kernel = next(row for row in rows if row["network"] == "rbf-1")
+    assert (kernel["bandwidth"], kernel["lambda"], kernel["m"]) == (1.0, 1.0, 4.0)
+    assert math.isnan(kernel["beta"])
     held = to_float(job.dataset.test[:8])
     sets = [
         metrics.energy_distance(distributional._training(job, 8, 900 + seed), held)
@@ -74,11 +88,21 @@ def test_no_sampler_calls_its_network_more_often_than_it_says(calls):
         return 0.5 * z
 
     z = torch.ones(2, 1, 4, 4)
-    for name, sampler in distributional._of_means(denoiser).items():
+    for name, sampler in few_steps.of_means(denoiser).items():
         asked.clear()
         sampler(z, calls, 0)
         assert len(asked) == (2 * ((calls + 1) // 2) - 1 if name == "heun" else calls)
     asked.clear()
-    distributional._of_draws(denoiser)["bridge"](z, calls, 0)
+    few_steps.of_draws(denoiser)["bridge"](z, calls, 0)
     assert len(asked) == calls
     assert asked[0] == pytest.approx(80)
+
+
+def test_one_network_of_the_grid_is_computed_alone(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributional, "CALLS", (1,))
+    monkeypatch.setattr(distributional, "_cost", None)
+    stages.run("distributional", replace(job, score=("rbf-1",)), Clock())
+    rows = results.read("digits", "distributional", tmp_path / "results")
+    assert [row["network"] for row in rows] == ["rbf-1"]
+    with pytest.raises(ValueError, match=r"score: got 'rbf', wanted some of .*rbf-1"):
+        stages.run("distributional", replace(job, score=("rbf",)), Clock())

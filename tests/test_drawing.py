@@ -305,8 +305,14 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"objective": "median"}, "objective: got 'median', wanted 'mean' or 'energy'"),
-            ({"objective": "mean"}, "objective: got 'mean' with beta = 1, .* and xi, wanted 'ene"),
+            (
+                {"objective": "median"},
+                "objective: got 'median', wanted one of 'mean', 'energy', 'rbf', 'imq'",
+            ),
+            (
+                {"objective": "mean"},
+                "objective: got 'mean' with beta = 1, .* and xi, wanted a score",
+            ),
             ({"beta": 2.5}, "beta: got 2.5, wanted a number above 0 and up to 2"),
             ({"beta": 0.0}, "beta: got 0"),
             ({"repulsion": 1.5}, "lambda: got 1.5"),

@@ -12,7 +12,6 @@ from fpmc.engine.problem import Problem
 from fpmc.engine.streaming.posterior import mean_and_evidence, nearest
 from fpmc.engine.streaming.sizes import Tile, tile
 from fpmc.operators import Box, Dense, Identity, Ones
-from fpmc.source import to_float
 from tests.helpers import PeakMemory, collections, exact, images, matrix, relative, rows
 
 SHAPES = st.tuples(st.sampled_from([1, 3]), st.integers(2, 6), st.integers(2, 6))
@@ -218,7 +217,7 @@ def test_memory_stays_below_the_budget_for_ten_times_the_source(structure, b):
     budget = 2**24
     if structure == "dense, per dimension":
         budget *= 2
-    for n in (100, 1_000):
+    for n in (50, 500):
         source = Source(fpmc.source.to_uint8(images(n, shape, 0)))
         z = noisy(b, source, 1.0, 0).requires_grad_()
         with PeakMemory() as memory:
@@ -295,26 +294,6 @@ def test_exact_along_a_sampling_run(structure):
     for step in list(path)[:-1]:
         answer = exact(step.z, step.sigma, queries, responses, source)
         assert relative(step.x_hat, answer) < bound(step.sigma)
-
-
-@pytest.mark.parametrize("process", ["forward", "reverse"])
-def test_exact_on_photographs_at_every_step_of_the_sampler(photos, process):
-    """PSPC-Square, 2,000 images; the optimal denoiser beside it."""
-    source = Source(photos.train)
-    pspc = fpmc.methods.pspc_square(source, "cifar10")
-    optimal = fpmc.methods.optimal(source)
-    sigmas = diffusion.edm_sigmas(18).tolist()
-    if process == "forward":
-        x = to_float(photos.test[:1])
-        points = [(sigma, diffusion.add_noise(x, sigma, 0)) for sigma in sigmas]
-    else:
-        start = diffusion.initial_noise(1, source.shape, 0)
-        points = [(step.sigma, step.z) for step in diffusion.steps(pspc, start, sigmas)][:-1]
-    for sigma, z in points:
-        for denoiser in (optimal, pspc):
-            queries, responses = denoiser.operators(sigma)
-            gap = relative(denoiser(z, sigma), exact(z, sigma, queries, responses, source))
-            assert gap < bound(sigma), (sigma, gap)
 
 
 def test_exact_in_three_thousand_dimensions(device):

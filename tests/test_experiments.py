@@ -350,6 +350,11 @@ def test_the_precision_reaches_the_collections_and_stands_in_the_rows(job):
     assert not torch.equal(masks(z, 0.3), masks.with_precision("exact")(z, 0.3))
     told = {name: job.settings(name, 2)["precision"] for name in ("pspc_flex", "wiener", "els", "")}
     assert told == {"pspc_flex": "float32", "wiener": "exact", "els": "exact", "": "exact"}
+    tuning, forms = stage("tuning"), stage("forms")
+    assert [tuning.base(job, name).precision for name in tuning.TUNED] == ["float32"] * 3
+    level = forms.Level(job, tuning.HeldOut(job), 1, dict)
+    answer = level.collection(*masks.operators(level.sigma))
+    assert torch.equal(answer(z), masks(z, level.sigma))
 
 
 def test_rows_over_another_part_of_the_source_stand_beside_the_others(job):

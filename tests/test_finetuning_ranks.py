@@ -4,12 +4,12 @@ from datetime import timedelta
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 import fpmc
 from fpmc.finetuning import finetune
 from fpmc.operators import Dense, Identity
-from tests.helpers import images, matrix, relative
+from tests.helpers import images, matrix, relative, side_by_side
 
 SHAPE = (1, 4, 4)
 SIGMA = 0.6
@@ -58,7 +58,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, (folder,), nprocs=RANKS)
+    side_by_side(work, folder, RANKS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 

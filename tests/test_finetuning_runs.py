@@ -18,6 +18,7 @@ from fpmc.finetuning import FineTuned, finetune, load
 from fpmc.finetuning.__main__ import main
 from fpmc.finetuning.files import packed, read_level, write_level
 from fpmc.finetuning.images import Tuned
+from fpmc.finetuning.outcome import HeldOut
 from fpmc.operators import Box, Dense, Identity, Ones
 from tests.helpers import images, matrix, relative
 
@@ -96,6 +97,31 @@ def test_the_start_is_said_to_be_near():
     found = tune(collection(), target()[0], 0)
     assert found.card["start_to_given"] < 0.01 * found.card["validation"]["given"][0]
     assert len(found.history) == 1
+
+
+def test_precision_is_that_of_the_given_collection(tmp_path):
+    network, _ = target()
+    exact = tune(collection(), network, 5)
+    found = tune(collection().with_precision("float32"), network, 5, out=tmp_path)
+    assert (found.denoiser.precision, exact.denoiser.precision) == ("float32", "exact")
+    assert found.card["precision"] == "float32"
+    tuned, wanted = (one.card["validation"]["tuned"][0] for one in (found, exact))
+    assert tuned == pytest.approx(wanted, rel=1e-3)
+    with pytest.raises(ValueError, match="holds a run that differs in data"):
+        tune(collection(), network, 5, out=tmp_path)
+
+
+@pytest.mark.parametrize("every", [2, 5])
+def test_nothing_is_validated_twice(every, monkeypatch):
+    asked, answer = [], HeldOut.answer
+
+    def counted(held, denoiser):
+        asked.append(held)
+        return answer(held, denoiser)
+
+    monkeypatch.setattr(HeldOut, "answer", counted)
+    found = tune(collection(), target()[0], 5, every=every)
+    assert len(asked) == 1 + len(found.history)
 
 
 def test_all_of_the_source_is_the_full_step_and_a_part_is_another():

@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 import fpmc
 from fpmc import methods, mixtures
 from fpmc.mixtures import Mixture
-from tests.helpers import images, relative
+from tests.helpers import PeakMemory, images, relative
 
 SHAPE = (2, 5, 5)
 X = images(30, SHAPE, 1, torch.float64)
@@ -98,6 +98,14 @@ def test_the_fit_depends_on_the_seed_alone_and_on_the_source_s_weights():
     one_hot = fpmc.Source(X).without(list(range(1, 30)))
     alone = mixtures.fit(one_hot, 5, 1, patches=50)
     torch.testing.assert_close(alone.means[0], X[0])
+
+
+def test_of_each_image_that_is_drawn_one_patch_alone_is_copied():
+    """All patches of these images would be 0.5 GB."""
+    source = fpmc.Source(images(2_000, (3, 16, 16), 1))
+    with PeakMemory() as memory:
+        mixtures.fit(source, 8, 2, patches=4_000, steps=0)
+    assert memory.peak < 1e8
 
 
 def test_gradients_and_pickles():

@@ -13,6 +13,7 @@ from torch import nn
 
 from fpmc import networks, sensitivity, storage
 from fpmc.networks.packing import pack, unpack
+from tests.helpers import OF_IMAGES
 
 TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "dropout": 0.0}
 SHAPE = (3, 8, 8)
@@ -47,7 +48,7 @@ class TestArchitectures:
         )
         assert round(network.size / 1e6, 1) == 61.8
 
-    @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+    @pytest.mark.parametrize("arch", OF_IMAGES)
     @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16)])
     def test_output_has_the_input_s_shape_and_type(self, arch, shape):
         network = tiny(arch, shape)
@@ -57,14 +58,14 @@ class TestArchitectures:
             assert out.dtype == dtype
             assert out.isfinite().all()
 
-    @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+    @pytest.mark.parametrize("arch", OF_IMAGES)
     def test_images_of_a_batch_do_not_see_each_other(self, arch):
         network, z = tiny(arch), noisy(b=3)
         together = network(z, 0.7)
         apart = torch.cat([network(image[None], 0.7) for image in z])
         torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-6)
 
-    @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+    @pytest.mark.parametrize("arch", OF_IMAGES)
     def test_noise_level_and_every_pixel_matter(self, arch):
         network, z = tiny(arch), noisy()
         out = network(z, 1.0)
@@ -73,7 +74,7 @@ class TestArchitectures:
         moved[:, :, 0, 0] += 1
         assert ((network(moved, 1.0) - out).abs().amax(dim=(0, 1)) > 1e-7).all()
 
-    @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+    @pytest.mark.parametrize("arch", OF_IMAGES)
     def test_weights_follow_from_the_seed_and_leave_the_global_generator_alone(self, arch):
         torch.manual_seed(5)
         expected = torch.rand(3)
@@ -132,7 +133,7 @@ class TestArchitectures:
 
 
 class TestPreconditioning:
-    @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+    @pytest.mark.parametrize("arch", OF_IMAGES)
     def test_without_noise_it_is_the_identity(self, arch):
         z = noisy(sigma=0.5)
         out = tiny(arch)(z, 1e-6)
@@ -145,7 +146,7 @@ class TestPreconditioning:
         assert silent(z, 1e6).abs().max() < 1e-5
         assert network(z, 1e6).isfinite().all()
 
-    @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+    @pytest.mark.parametrize("arch", OF_IMAGES)
     def test_at_large_noise_the_answer_no_longer_depends_on_z(self, arch):
         network, direction = tiny(arch), noisy(seed=2)
         changes = []
@@ -198,7 +199,7 @@ class _Watch(_Zero):
 
 
 class TestFiles:
-    @pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+    @pytest.mark.parametrize("arch", OF_IMAGES)
     def test_a_network_survives_saving_bit_for_bit(self, arch, tmp_path):
         network, path = tiny(arch), tmp_path / "network.safetensors"
         networks.save(network, path, {"data": "digits"}, dtype=torch.float32)

@@ -6,6 +6,7 @@ import pickle
 import sys
 import types
 from collections import OrderedDict
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def persistent(module, edm):
     return edm.Persistent(type(module).__name__, state)
 
 
-def checkpoint(network, edm, protocol=4, name="EDMPrecond", **changes):
+def checkpoint(network, edm, protocol=4, name="EDMPrecond", beside=None, **changes):
     """A pickle laid out as NVIDIA's: the network among other objects."""
     root = persistent(network, edm)
     root.name = name
@@ -114,7 +115,7 @@ def checkpoint(network, edm, protocol=4, name="EDMPrecond", **changes):
         "augment_pipe": edm.Persistent("AugmentPipe", {"p": 0.12}),
         "dataset_kwargs": edm.EasyDict(class_name="training.dataset.ImageFolderDataset"),
     }
-    return pickle.dumps(content, protocol=protocol)
+    return pickle.dumps(content | (beside or {}), protocol=protocol)
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
@@ -161,6 +162,36 @@ def test_everything_else_is_plain(edm, tmp_path):
     assert content["loss_fn"].state == {"P_mean": -1.2}
     assert dict(content["dataset_kwargs"]) == {"class_name": "training.dataset.ImageFolderDataset"}
     assert content["ema"].state["skip_scale"] == pytest.approx(0.5**0.5)
+
+
+BESIDE = {
+    "array": np.arange(6.0).reshape(2, 3),
+    "records": np.zeros(2, [("a", "f4"), ("b", "i2")]),
+    "objects": np.array([{"a": 1}, None, [2]], dtype=object),
+    "path": Path("datasets", "cifar10-32x32.zip"),
+    "windows": PureWindowsPath("datasets/cifar10-32x32.zip"),
+    "device": torch.device("cpu"),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("kind", BESIDE)
+def test_settings_that_a_network_does_not_need_are_passed_over(kind, protocol, edm, tmp_path):
+    network, path = tiny(), tmp_path / "network.pkl"
+    setting = {"dataset_kwargs": edm.EasyDict({kind: BESIDE[kind], "resolution": 8})}
+    whole = checkpoint(network, edm, protocol, beside=setting, **ARGUMENTS["ddpmpp"])
+    path.write_bytes(whole)
+    loaded = networks.load(path)
+    assert torch.equal(loaded(noisy(), 0.8), network(noisy(), 0.8))
+    found = read_pickle(path)["dataset_kwargs"]
+    assert found["resolution"] == 8
+    assert type(found[kind]).__name__ == "_Skipped"
+
+
+def test_a_training_state_is_told_where_its_network_lies(tmp_path):
+    torch.save({"net": tiny().state_dict(), "optimizer_state": {}}, tmp_path / "training-state.pt")
+    with pytest.raises(ValueError, match=r"as training states end, wanted the network that lies"):
+        networks.load(tmp_path / "training-state.pt")
 
 
 class Attack:

@@ -61,6 +61,26 @@ def test_classes_of_images_are_none_of_data_without_classes(job, monkeypatch):
     assert row["by"] == "all"
 
 
+def test_a_method_that_is_asked_about_fewer_answers_the_first_of_them(job, tmp_path):
+    few = replace(job, fewer={"pspc_square": 4}, picture=tmp_path / "few.png")
+    published.run(few, Clock())
+    each = results.published("digits", job.out.parent)
+    rows = results.read("digits", "published", job.out.parent)
+    assert {row["method"]: row["n"] for row in rows if row["method"] != "pspc_square"} == {
+        "optimal": 6, "wiener": 6,
+    }  # fmt: skip
+    row = next(row for row in rows if row["method"] == "pspc_square")
+    measured = each[NAME, "class", results.contestant("pspc_square", row["schedule"])]
+    assert row["mse"].n == len(measured["mse"]) == 4
+    assert (tmp_path / "few.png").is_file()
+    whole = replace(job, out=tmp_path / "whole")
+    published.run(whole, Clock())
+    for who, measures in each.items():
+        other = results.published("whole", tmp_path)[who]
+        for name, values in measures.items():
+            assert torch.allclose(values, other[name][: len(values)], equal_nan=True)
+
+
 def test_files_called_by_seeds_start_from_their_noise(tmp_path, file):
     images = np.load(file)["images"]
     seeds = [7, 11, 1002]

@@ -1,5 +1,6 @@
 """Denoisers in other packages' samplers: as these call them, and by them where installed."""
 
+import importlib
 import itertools
 
 import pytest
@@ -124,8 +125,16 @@ def test_times_and_scaled_images_as_azula_has_them(denoiser, z, preserving):
     assert relative(x / alpha, at_sigma_min.z) < 1e-6
 
 
+def installed(name):
+    """A module, or a skip if it is not there or what it imports does not work."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:  # as a torchvision of another torch raises
+        pytest.skip(f"{name}: {error}")
+
+
 def test_k_diffusion_itself(denoiser, z):
-    sampling = pytest.importorskip("k_diffusion.sampling", exc_type=ImportError)
+    sampling = installed("k_diffusion.sampling")
     sigmas = sampling.get_sigmas_karras(7, 0.02, 20.0)
     found = sampling.sample_heun(denoiser, z, sigmas, disable=True)
     assert relative(found, diffusion.sample(denoiser, z, LEVELS)) < 2e-6
@@ -135,7 +144,7 @@ def test_k_diffusion_itself(denoiser, z):
 
 
 def test_diffusers_itself(denoiser, z):
-    diffusers = pytest.importorskip("diffusers", exc_type=ImportError)
+    diffusers = installed("diffusers")
     scheduler = diffusers.EulerDiscreteScheduler(
         prediction_type="sample", use_karras_sigmas=True, sigma_min=0.02, sigma_max=20.0
     )
@@ -148,8 +157,88 @@ def test_diffusers_itself(denoiser, z):
     assert relative(x, plain) < 2e-6
 
 
+def by_schedulers_of_edm(made, denoiser, z, answer):
+    scheduler = made(sigma_min=0.02, sigma_max=20.0)
+    scheduler.set_timesteps(7)
+    for sigma, t in zip(scheduler.sigmas, scheduler.timesteps, strict=False):
+        x_hat = denoiser(z, sigma)
+        z = scheduler.step(*answer(x_hat, z, sigma, t)).prev_sample
+    return z
+
+
+def test_schedulers_of_diffusers_that_know_edm_s_preconditioning(denoiser, z):
+    """Told x̂, or the output of a network inside the preconditioning, the multistep one comes
+    nearer to the flow than Euler's."""
+    diffusers = installed("diffusers")
+
+    def told(x_hat, z, sigma, t):
+        return x_hat, t, z, 0.0, 0.0, float("inf"), 1.0, None, True, x_hat
+
+    def inside(x_hat, z, sigma, t):
+        c_skip = 0.25 / (sigma**2 + 0.25)
+        return (x_hat - c_skip * z) * (sigma**2 + 0.25).sqrt() / (0.5 * sigma), t, z
+
+    plain = z
+    for sigma, lower in itertools.pairwise([*LEVELS.tolist(), 0.0]):
+        plain = plain + (plain - denoiser(plain, sigma)) / sigma * (lower - sigma)
+    for answer in (told, inside):
+        found = by_schedulers_of_edm(diffusers.EDMEulerScheduler, denoiser, z, answer)
+        assert relative(found, plain) < 2e-5
+    second = by_schedulers_of_edm(diffusers.EDMDPMSolverMultistepScheduler, denoiser, z, inside)
+    fine = diffusion.sample(denoiser, z, diffusion.edm_sigmas(100, 0.02, 20.0))
+    assert relative(second, fine) <= relative(plain, fine)
+
+
+class Flow(torch.nn.Module):
+    """The slope in u = ln σ, at a u that may require gradients, as torchdiffeq's does."""
+
+    def __init__(self, denoiser):
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, u, z):
+        return z - self.denoiser(z, u.detach().exp())
+
+
+def at_the_lowest(denoiser, z, levels):
+    """What our sampler has at the last of these levels, before its step to 0."""
+    *_, last, _ = diffusion.steps(denoiser, z, levels)
+    return last.z
+
+
+def test_the_flow_in_the_logarithm_of_the_level(denoiser, z):
+    """Heun's method in ln σ, at times that require gradients, ends where ours does, and so do
+    gradients with respect to the noise."""
+    flow, x = Flow(denoiser), z.double().requires_grad_()
+    levels = diffusion.edm_sigmas(80, 0.5, 20.0)
+    y = x
+    for u, v in itertools.pairwise(levels.log().requires_grad_()):
+        slope = flow(u, y)
+        y = y + (slope + flow(v, y + (v - u) * slope)) / 2 * (v - u)
+    assert relative(y, at_the_lowest(denoiser, x.detach(), levels)) < 1e-3
+    (found,) = torch.autograd.grad(y.sum(), x)
+    (expected,) = torch.autograd.grad(at_the_lowest(denoiser, x, levels).sum(), x)
+    assert relative(found, expected) < 1e-2
+
+
+def test_torchdiffeq_itself(denoiser, z):
+    torchdiffeq = installed("torchdiffeq")
+    ends = torch.tensor([20.0, 0.5], dtype=torch.float64).log()
+    levels = diffusion.edm_sigmas(80, 0.5, 20.0)
+    gradients = []
+    for solve, options in (
+        (torchdiffeq.odeint, {}),
+        (torchdiffeq.odeint_adjoint, {"adjoint_params": ()}),
+    ):
+        x = z.double().requires_grad_()
+        found = solve(Flow(denoiser), x, ends, rtol=1e-5, atol=1e-5, **options)[-1]
+        assert relative(found, at_the_lowest(denoiser, x.detach(), levels)) < 1e-3
+        gradients += torch.autograd.grad(found.sum(), x)
+    assert relative(gradients[1], gradients[0]) < 1e-2
+
+
 def test_azula_itself(denoiser, z):
-    azula = pytest.importorskip("azula", exc_type=ImportError)
+    azula = installed("azula")
 
     class Posterior(azula.denoise.Denoiser):
         def __init__(self, schedule):

@@ -1,5 +1,7 @@
 """Gradient-sensitivity maps: their definition, their bookkeeping, the squares that hold them."""
 
+import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -9,12 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fpmc import Source, methods, networks, sensitivity, storage
+from fpmc import Source, forecast, methods, networks, sensitivity, storage
 from fpmc.diffusion import add_noise, edm_sigmas
+from fpmc.limits import TERMINATED
 from fpmc.modes import not_differentiable
 from fpmc.sensitivity import __main__ as command_line
-from fpmc.sensitivity import gradients
+from fpmc.sensitivity import gradients, progress
 from fpmc.sensitivity.__main__ import main
+from tests.helpers import OF_IMAGES
 from tests.test_networks import tiny
 
 SHAPE = (2, 4, 4)
@@ -46,7 +50,7 @@ def test_of_a_linear_denoiser_they_are_its_matrix():
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("arch", networks.ARCHITECTURES)
+@pytest.mark.parametrize("arch", OF_IMAGES)
 def test_they_are_the_mean_absolute_finite_differences(arch):
     network, x, sigma, h = tiny(arch, (3, 8, 8)).double(), images(2, (3, 8, 8)), 0.7, 1e-5
     z = add_noise(x, sigma, 5).double()
@@ -351,6 +355,87 @@ def test_files_of_other_programs_are_named_without_advice_to_run_them(tmp_path):
     ):
         with pytest.raises(ValueError, match=rf"not a file of sensitivity maps \({reason}\)$"):
             sensitivity.read(tmp_path / name)
+
+
+def test_a_network_in_the_place_of_its_maps_is_told_what_makes_them(tmp_path):
+    path = tmp_path / "network.safetensors"
+    networks.save(tiny(shape=(1, 8, 8)), path)
+    with pytest.raises(ValueError, match=rf"wanted the file of its maps, as .* --network {path}"):
+        sensitivity.load(path)
+
+
+class Counted:
+    """Counts the passes over Jacobians, and interferes with one of them."""
+
+    def __init__(self, monkeypatch, at=None, interfere=None):
+        self.passes, self.at, self.interfere = 0, at, interfere
+        whole = gradients._pull_back
+        monkeypatch.setattr(gradients, "_pull_back", lambda *args: self.of(whole(*args)))
+
+    def of(self, pull_back):
+        def count(seeds):
+            self.passes += 1
+            if self.passes == self.at:
+                self.interfere()
+            return pull_back(seeds)
+
+        return count
+
+
+def fails():
+    raise MemoryError
+
+
+@pytest.mark.parametrize("interfere", [fails, lambda: os.kill(os.getpid(), signal.SIGTERM)])
+def test_a_level_that_is_begun_goes_on_to_the_same_bits(interfere, tmp_path, monkeypatch):
+    network, x = tiny(shape=(1, 8, 8)), images(3, (1, 8, 8))
+    options = {"cache": tmp_path / "cache", "budget": 2**20}
+    if interfere is fails:
+        monkeypatch.setattr(progress, "SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patched:
+        every = Counted(patched)
+        whole = sensitivity.maps(network, 1.0, x, budget=2**20)
+    assert every.passes > 5
+    with monkeypatch.context() as patched:
+        Counted(patched, 4, interfere)
+        with pytest.raises((MemoryError, SystemExit)) as ended:
+            sensitivity.maps(network, 1.0, x, **options)
+    assert getattr(ended.value, "code", TERMINATED) == TERMINATED
+    done = 3 if interfere is fails else 4  # a pass that SIGTERM meets is ended
+    with monkeypatch.context() as patched:
+        rest = Counted(patched)
+        assert torch.equal(sensitivity.maps(network, 1.0, x, **options), whole)
+    assert rest.passes == every.passes - done
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npz"]
+
+
+def test_what_is_begun_otherwise_or_is_broken_is_begun_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "SAVE_SECONDS", 0.0)
+    network, x = tiny(shape=(1, 8, 8)), images(2, (1, 8, 8))
+    whole = sensitivity.maps(network, 1.0, x, budget=2**20)
+    for budget, spoil in ((2**21, lambda path: None), (2**20, lambda path: path.write_bytes(b"P"))):
+        with monkeypatch.context() as patched:
+            Counted(patched, 3, fails)
+            with pytest.raises(MemoryError):
+                sensitivity.maps(network, 1.0, x, cache=tmp_path / str(budget), budget=budget)
+        (begun,) = (tmp_path / str(budget)).iterdir()
+        spoil(begun)
+        found = sensitivity.maps(network, 1.0, x, cache=begun.parent, budget=2**20)
+        assert torch.equal(found, whole)
+
+
+def test_it_says_how_long_all_levels_will_take(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(forecast, "MEASURED", 0.0)
+    network, x = tiny(shape=(1, 8, 8)), images(2, (1, 8, 8))
+    options = {"budget": 2**18, "cache": tmp_path, "progress": True}
+    sensitivity.maps(network, 5.0, x, **options)
+    capsys.readouterr()
+    sensitivity.maps_over(network, [5.0, 2.0, 1.0], x, **options)
+    told = capsys.readouterr().err
+    assert told.count("maps at 3 noise levels: about ") == 1
+    assert "256/256 [" in told  # of the rows at the two levels that were left
+    sensitivity.maps(network, 0.5, x, budget=2**18)
+    assert not capsys.readouterr().err
 
 
 def test_the_command_line_keeps_a_network_s_maps(tmp_path):

@@ -6,8 +6,8 @@ import signal
 import pytest
 import torch
 
+from fpmc import forecast
 from fpmc.limits import ENDINGS, TERMINATED, OutOfTimeError
-from fpmc.networks.training import loop as loops
 from fpmc.networks.training.loop import Loop
 
 TRUTH = torch.tensor([1.0, -2.0, 3.0])
@@ -137,24 +137,10 @@ def test_rates_columns_and_hooks_are_the_callers(tmp_path):
 
 
 def test_it_says_how_long_it_will_take(monkeypatch, capsys):
-    monkeypatch.setattr(loops, "MEASURED", 1e-6)
+    monkeypatch.setattr(forecast, "MEASURED", 1e-6)
     loop, _ = fit(None, description="fitting")
     loop.run()
     assert "fitting: about 0 seconds to go" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (5, "5 seconds"),
-        (119, "119 seconds"),
-        (600, "10 minutes"),
-        (9000, "2 hours"),
-        (9e5, "10 da"),
-    ],
-)
-def test_durations_are_told_in_a_unit_that_fits(seconds, words):
-    assert loops._duration(seconds).startswith(words)
 
 
 def test_no_budget_is_an_error():

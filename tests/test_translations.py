@@ -1,10 +1,11 @@
 """The paths of translated sources: their choice, exactness, memory and gradients."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fpmc
@@ -12,11 +13,14 @@ from fpmc import Source, diffusion, engine
 from fpmc.engine.cpu import compiled
 from fpmc.engine.cpu.displacements import Displacements
 from fpmc.engine.cpu.squares import Squares
+from fpmc.engine.cuda.patches import covers
 from fpmc.engine.precision import tolerance
 from fpmc.engine.problem import Problem
+from fpmc.engine.run import backend
 from fpmc.engine.streaming import Streaming
 from fpmc.engine.streaming.orbit import Orbit
-from fpmc.engine.streaming.translations import Translations
+from fpmc.engine.streaming.regions import boundary_classes
+from fpmc.engine.streaming.translations import Translations, sizes
 from fpmc.equivariant import Equivariant
 from fpmc.operators import Box, Identity, Ones
 from fpmc.source import union
@@ -160,6 +164,96 @@ def test_displacements_go_back_as_products_do(c, h, w, p, n, sigma, seed, cores)
             gradients += torch.autograd.grad(answer, leaf, direction.to(dtype))
     scale = 1e-5 * max(gradients[1].norm().item(), 1e-2 / sigma)
     assert (gradients[0] - gradients[1]).norm() < scale
+
+
+@pytest.mark.parametrize(("c", "p", "budget"), [(3, 3, 86_000), (1, 4, 53_000)])
+def test_products_go_back_where_displacements_alone_would_fit(c, p, budget):
+    source = sources(70, (c, *PIXELS), torch.uint8, 0)
+    chosen = engine.plan(*patches(*PIXELS, p), source, 2, translated=True, budget=budget)
+    assert (chosen.path, chosen.back) == ("displacements", "translations")
+    z = noisy(2, source, 0.5, 0).requires_grad_()
+    direction = images(2, (c, *PIXELS), 1)
+    found, wanted = (
+        torch.autograd.grad((els(source, p, budget=size)(z, 0.5) * direction).sum(), z)[0]
+        for size in (budget, None)
+    )
+    assert relative(found, wanted) < 1e-5
+
+
+class TestPatches:
+    """The CUDA kernel, on a GPU if there is one, or in Triton's interpreter."""
+
+    home = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @pytest.fixture(autouse=True)
+    def triton(self):
+        return pytest.importorskip("triton", reason="there is no Triton for this system")
+
+    def answer(self, z, problem):
+        asked = replace(problem, source=problem.source.to(self.home))
+        return backend("patches", asked).answer(z.to(self.home)).cpu()
+
+    @settings(max_examples=settings().max_examples // 2)  # an interpreter is slow
+    @given(
+        c=st.sampled_from([1, 2, 3]), h=st.integers(1, 5), w=st.integers(1, 5), p=st.integers(1, 5),
+        n=st.sampled_from([1, 3]), sigma=st.sampled_from([0.002, 0.02, 0.3, 1.0, 5.0, 80.0]),
+        dtype=st.sampled_from([torch.uint8, torch.float32]), seed=st.integers(0, 999),
+        spread=st.sampled_from([1.0, 0.05]),
+    )  # fmt: skip
+    def test_they_agree_with_the_definition(self, c, h, w, p, n, sigma, dtype, seed, spread):
+        p = min(p, h, w)
+        source = sources(n, (c, h, w), dtype, seed, spread)
+        z = noisy(2, source, sigma, seed)
+        answer = self.answer(z, Problem(*patches(h, w, p), source, sigma, translated=True))
+        assert answer.dtype == torch.float32
+        x = source.read(slice(None), torch.float64)
+        expected = local_machine(z.double(), sigma, x, p, True, source.log_weights)
+        assert relative(answer, expected) < 0.2 * tolerance(sigma)
+
+    def test_parts_of_the_source_and_of_the_batch_do_not_matter(self, monkeypatch):
+        """Rows and columns that fill no tile, several splits, several noisy images at a time."""
+        source = sources(5, (2, 6, 5), torch.uint8, 1)
+        z = noisy(3, source, 0.5, 0)
+        problem = Problem(*patches(6, 5, 2), source, 0.5, translated=True)
+        whole = self.answer(z, problem)
+        monkeypatch.setattr("fpmc.engine.cuda.patches.PROGRAMS", 1)
+        one_split = self.answer(z, problem)
+        small = self.answer(z, replace(problem, budget=60_000))
+        assert relative(one_split, whole) < 2e-7
+        assert relative(small, whole) < 2e-7
+
+    def test_the_budget_is_kept(self):
+        source = sources(3, (2, 6, 5), torch.uint8, 1)
+        z = noisy(3, source, 0.5, 0)
+        middle = next(boundary_classes(6, 5, 3))
+        for budget in (2**17, 2**18):
+            problem = Problem(*patches(6, 5, 3), source, 0.5, budget, translated=True)
+            size = sizes(problem, 3, middle, self.home, back=False, fused=True)
+            assert size.rows == size.b * middle.places
+            with PeakMemory() as memory:
+                self.answer(z, problem)
+            assert memory.peak <= budget + 2 * z.nbytes
+
+    def test_a_plan_has_them_on_cuda_alone_and_not_for_float64(self, monkeypatch):
+        assert not covers(torch.device("cpu"), torch.float32)
+        assert covers(torch.device("cuda"), torch.float32)
+        assert not covers(torch.device("cuda"), torch.float64)
+        source = sources(6, (2, 6, 5), torch.float16, 0)  # which is not compiled on a CPU
+        z = noisy(2, source, 0.5, 0).requires_grad_()
+        denoiser = els(source, 3)
+        (wanted,) = torch.autograd.grad(denoiser(z, 0.5).sum(), z)
+        monkeypatch.setattr("fpmc.engine.cuda.patches.covers", lambda *where: True)
+        chosen = engine.plan(*patches(6, 5, 3), source, 2, translated=True)
+        assert (chosen.path, chosen.back) == ("patches", "patches")
+        least = engine.plan(*patches(6, 5, 3), source, 2, translated=True, budget=40_000)
+        assert least.path == "translations"
+        assert "budget" in least.reason
+        ran = []
+        monkeypatch.setattr(Translations, "answer", recorded(Translations.answer, "", "", ran))
+        answer = denoiser(z, 0.5)
+        (found,) = torch.autograd.grad(answer.sum(), z)
+        assert ran
+        assert relative(found, wanted) < 1e-5
 
 
 def test_single_pixels_and_no_overlap_beyond_the_square():

@@ -59,7 +59,7 @@ def write(
             "rotations", "scalings" or "synthetic".
         subject: The images, uint8, shape (N, c, h, w); for "synthetic" a network.
         n: How many; all if None.
-        seed: A seed of all draws.
+        seed: A seed of all draws; a whole number, by which the same call finds what was made.
         progress: Whether to show a progress bar.
         wait: Whether to wait for another process that is writing the set, and take what it made.
         **options: ``draws`` for an image, and ``budget``, bytes for those made at a time; for

@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fpmc.data.decoding import SUFFIXES, begins_as_image, decode
+from fpmc.data.elsewhere import advice
 from fpmc.data.labels import from_json, read_json
 from fpmc.data.parts import Part
 
@@ -82,7 +83,8 @@ def read_archive(path: Path) -> tuple[Part, ...]:
         images, left_out = _sorted_out(archive)
         if not images:
             kinds, others = ", ".join(SUFFIXES), _listed(left_out, "; got ")
-            raise ValueError(f"{path}: got no images, wanted files of {kinds} in it{others}")
+            told = f"{path}: got no images, wanted files of {kinds} in it{others}"
+            raise ValueError(advice(path, archive.names) or told)
         if left_out:
             warnings.warn(
                 f"{path}: read {len(images):,} images and left out "
@@ -130,7 +132,8 @@ def _opened(path: Path) -> Iterator[Archive]:
     elif not path.exists():
         raise FileNotFoundError(f"{path}: no such folder or ZIP")
     elif not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: got a file that is not a ZIP, wanted a ZIP or a folder")
+        told = f"{path}: got a file that is not a ZIP, wanted a ZIP or a folder of images"
+        raise ValueError(advice(path, ()) or told)
     else:
         with zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if entry.filename[-1:] not in "/\\"]

@@ -8,13 +8,10 @@ import numpy as np
 from fpmc.data.archive import reading
 from fpmc.data.parts import Part
 
-__all__ = ["ADVICE", "SUFFIXES", "read_arrays"]
+__all__ = ["SUFFIXES", "read_arrays"]
 
 SUFFIXES = (".npy", ".npz")
 """What files of arrays end in that are read."""
-
-ADVICE = {".pt": "torch.load(path)", ".pth": "torch.load(path)"}
-"""What reads files of tensors."""
 
 ENTRIES = (
     (("arr_0", "arr_1"),),

@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from fpmc.checks import as_whole_number
-from fpmc.data import arrays, downloads, fashion
+from fpmc.data import arrays, demonstrations, downloads, fashion
 from fpmc.data.archive import read_archive
 from fpmc.data.labels import from_folders
 from fpmc.data.parts import Part
@@ -21,7 +21,7 @@ from fpmc.storage import home
 
 __all__ = ["EMBEDDED", "NAMES", "Dataset", "load"]
 
-NAMES = ("digits", "photos", "photos32", "fashion", "cifar10", "ffhq64", "afhqv2-64")
+NAMES = ("digits", "photos", "photos32", "fashion", "cifar10", "ffhq64", "afhqv2-64", "maze")
 """The datasets that :func:`load` knows by name."""
 EMBEDDED = ("digits", "photos", "photos32", "fashion")
 """Those that come with the package, smaller than the data of the papers."""
@@ -88,6 +88,8 @@ def load(
       there, otherwise through torchvision, which downloads it (170 MB) and checks its hash.
     - ``ffhq64``, ``afhqv2-64``: from ``ffhq-64x64.zip`` and ``afhqv2-64x64.zip`` below root, made
       with EDM's dataset tool.
+    - ``maze``: 2,000 paths of a robot, 2 × 1 × 64, and 400 held out, labelled by their way, from
+      ``maze.npz`` below root, which :mod:`fpmc.data.demonstrations` makes.
     - a path to a folder or ZIP in the layout of EDM's dataset tool (PNG, JPEG, WebP, BMP, TIFF,
       GIF, PGM, PPM, AVIF, ...; a warning says which files are left out), or to a ``.npy`` or
       ``.npz`` of uint8 images (:func:`fpmc.data.arrays.read_arrays`). If its name ends in
@@ -112,7 +114,8 @@ def load(
             and ``~/.cache/fpmc`` without that.
         n_train: How many training images, chosen (for photos: drawn) by the seed; all if left out.
         n_test: How many test images, likewise; where they are held out, how many are.
-        seed: Seed of these choices.
+        seed: Seed of these choices. A whole number, no generator: the same call gives the same
+            images, whatever was drawn before, and tables name them by it.
         at_most: Whether n_train and n_test are the most, and all are taken where there are fewer.
 
     Raises:
@@ -185,6 +188,8 @@ def _read(name: str, root: Path, n_train: int, n_test: int) -> tuple[Part, Part 
                 "--resolution=64x64, and put it there, or name its folder as root (or FPMC_DATA)"
             )
         return _read_pair(archive)
+    if name == "maze":
+        return demonstrations.read(root)
     path = Path(name).expanduser()
     if not name or not path.exists():
         raise ValueError(
@@ -207,18 +212,13 @@ def _read_pair(path: Path) -> tuple[Part, Part | None]:
         one, other = (path, twin) if twin else (f"{path}, train", f"{path}, test")
         raise ValueError(f"{other}: got images {test}, wanted {train} as in {one}")
     if all(part.labels is None for part in parts):
-        numbered = zip(parts, from_folders(parts), strict=True)
+        numbered = zip(parts, from_folders(path, parts), strict=True)
         parts = tuple(part._replace(labels=labels) for part, labels in numbered)
     return parts if len(parts) > 1 else (parts[0], None)
 
 
 def _read_path(path: Path) -> tuple[Part, ...]:
     suffix = "" if path.is_dir() else path.suffix.lower()
-    if suffix in arrays.ADVICE:
-        raise ValueError(
-            f"{path}: got a file of arrays, wanted images; for a tensor, "
-            f"fpmc.Source({arrays.ADVICE[suffix]})"
-        )
     return (arrays.read_arrays if suffix in arrays.SUFFIXES else read_archive)(path)
 
 

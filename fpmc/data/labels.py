@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path, PurePosixPath
@@ -83,19 +84,37 @@ def from_json(path: Path, labels: Mapping[str, Any], names: Sequence[str]) -> np
     return np.array(values, np.int64)
 
 
-def from_folders(parts: Sequence[Part]) -> list[np.ndarray | None]:
+def from_folders(path: Path, parts: Sequence[Part]) -> list[np.ndarray | None]:
     """Labels by the folders that images lie in, numbered in the order of the folders' names.
 
     The folders of the first part are classes if all of its images lie in at least two of them,
     but for folders whose names are numbers of five digits or more, as EDM's dataset tool makes.
     Other parts are numbered alike; one that has an image in none of these folders has no labels.
+    Where a few images lie elsewhere than the others, a warning says that there are no labels.
     """
     first = parts[0].folders or []
-    tops = {folder[0] if folder else "" for folder in first}
-    if len(tops) < 2 or "" in tops or all(map(CHUNK.fullmatch, tops)):
+    tops = Counter(folder[0] if folder else "" for folder in first)
+    beside = tops.pop("", 0)
+    if len(tops) < 2 or all(map(CHUNK.fullmatch, tops)):
+        return [None] * len(parts)
+    if beside:
+        warnings.warn(
+            f"{path}: {beside:,} of {len(first):,} images lie beside the folders of the others, so "
+            "that folders are no classes, and there are no labels",
+            stacklevel=2,
+        )
         return [None] * len(parts)
     numbers = {name: number for number, name in enumerate(sorted(tops))}
-    return [_numbered(part.folders or (), numbers) for part in parts]
+    labels = [_numbered(part.folders or (), numbers) for part in parts]
+    for part, found in zip(parts[1:], labels[1:], strict=True):
+        if found is None and part.folders:
+            strange = sum(numbers.keys().isdisjoint(folder) for folder in part.folders)
+            warnings.warn(
+                f"{path}: {strange:,} of {len(part.folders):,} test images lie in no folder of the "
+                "training images, so that test images have no labels",
+                stacklevel=2,
+            )
+    return labels
 
 
 def _numbered(folders: Iterable[tuple[str, ...]], numbers: Mapping[str, int]) -> np.ndarray | None:

@@ -18,8 +18,8 @@ from fpmc.engine.streaming.translations import regions, sizes
 from fpmc.operators import Operator
 
 __all__ = [
-    "Choice", "cuda", "displacements", "orbit", "squares", "streaming", "translations",
-    "whole_image",
+    "Choice", "cuda", "displacements", "orbit", "patches", "squares", "streaming",
+    "translations", "whole_image",
 ]  # fmt: skip
 
 FEW = 48
@@ -74,6 +74,22 @@ def translations(problem: Problem, batch: int, like: Tensor, reason: str) -> Cho
     reason += "; matrix products of all patches of a boundary class with all others"
     threads = torch.get_num_threads()
     return Choice(reason, b, n, threads, problem.budget, cost, "translations")
+
+
+def patches(problem: Problem, batch: int, like: Tensor, reason: str) -> Choice:
+    """Of the CUDA kernel for patches; with the reason of another if there is none for them."""
+    from fpmc.engine.cuda.patches import covers
+
+    if not covers(like.device, like.dtype):
+        return Choice(reason)
+    classes = regions(problem)
+    try:
+        b, _, n = sizes(problem, batch, classes[0], like.device, back=False, fused=True)
+    except ValueError:
+        return Choice("translated squares, but the budget is too small for the CUDA kernel")
+    cost = roofline.translations(problem, classes, batch, b)
+    reason = "products of all patches of a boundary class with all others and softmax in one kernel"
+    return Choice(reason, b, n, 1, problem.budget, cost, "patches")
 
 
 def orbit(problem: Problem, batch: int, like: Tensor) -> Choice:

@@ -9,13 +9,15 @@ cuda                  squares and matrices, on CUDA       2 b N P K for each pro
 streaming             everything else                     the same, on windows where Q and R vanish
                                                           outside
 displacements         translated squares, on a CPU        b N P (2m − 1)², m² the places of a square
-translations          other translated squares            2 b N m⁴ c p²
+patches               translated squares, on CUDA         2 b N m⁴ c p²
+translations          other translated squares            the same
 orbit                 whole images, translated            b N P log P
 ====================  ==================================  ==========================================
 
-The first two and the displacements are compiled, "cuda" is Triton's; their answers have float32's
-accuracy, or float64's for the whole image. The others are PyTorch; streaming also goes back for
-"cuda". Translated are those estimators that also see the source's images moved.
+The first two and the displacements are compiled, "cuda" and the patches are Triton's; their answers
+have float32's accuracy, or float64's for the whole image. The others are PyTorch; streaming also
+goes back for "cuda", and PyTorch for the patches. Translated are those estimators that also see the
+source's images moved.
 """
 
 from dataclasses import dataclass, replace
@@ -41,7 +43,7 @@ class Plan:
 
     Attributes:
         path: The backend that answers: "squares", "whole image", "cuda", "streaming",
-            "displacements", "translations" or "orbit".
+            "displacements", "patches", "translations" or "orbit".
         back: The backend that computes gradients.
         reason: Why this path.
         b: Noisy images at a time.
@@ -209,6 +211,9 @@ def _translated(
     choice = choices.displacements(problem, batch, like, largest)
     if choice.b:
         return "displacements", choice
+    choice = choices.patches(problem, batch, like, choice.reason)
+    if choice.b:
+        return "patches", choice
     return "translations", choices.translations(problem, batch, like, choice.reason)
 
 

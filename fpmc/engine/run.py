@@ -83,9 +83,9 @@ def backend(path: str, problem: Problem) -> Backend | Cuda:
             "whole image": whole_image.WholeImage,
             "displacements": displacements.Displacements,
         }[path](problem)
-    if path == "translations":
+    if path in ("patches", "translations"):
         settings = (problem.sigma, *problem.operators, problem.source, problem.budget)
-        return Translations(problem, lambda z: denoise(z, *settings))
+        return Translations(problem, lambda z: denoise(z, *settings), fused=path == "patches")
     return {"cuda": Cuda, "orbit": Orbit, "streaming": Streaming}[path](problem)
 
 

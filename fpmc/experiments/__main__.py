@@ -27,8 +27,14 @@ status 75) goes on with the same command.
   and where the Wiener filter is nearer. Long: it runs where it is named.
 - axes: what ways that the papers leave open gain over PSPC-Flex: other keys, kernels, estimators,
   Gaussians in the place of points. Long: it runs where it is named.
+- memorisation: what the methods' estimators know of noisy images against log N, by method, noise
+  level and N, and whether answers and samples copy the source. It runs where it is named.
+- places: how many source images the other places of a patch are worth: ELS beside LS, by the number
+  of source images. Long: it runs where it is named.
 - distributional: samples of networks of means and of networks that draw, by the number of their
   calls, which it trains over β, λ and m. Long: it runs where it is named.
+- paths: paths of a robot in a maze, of networks of means and of networks that draw, by the number
+  of their calls, on data maze. It runs where it is named.
 - engine: the scripts of benchmarks/ on this device.
 """
 
@@ -44,7 +50,8 @@ __all__ = ["main"]
 
 ON_SHIPPED_NETWORKS = ("schedules", "denoising", "samples")
 """What is needed where the networks are shipped."""
-BY_NAME = ("published", "tuning", "augmentation", "recipe", "axes", "distributional")
+BY_NAME = ("published", "tuning", "augmentation", "recipe", "axes", "memorisation", "places")
+BY_NAME += ("distributional", "paths")
 """What runs only where it is named."""
 ON_OTHERS = tuple(name for name in STAGES if name not in BY_NAME)
 """What runs elsewhere if no stage is named."""

@@ -20,6 +20,7 @@ GROUPS = {
     "tuning": "tuning",
     "augmentation": "augmentation",
     "recipe": "recipe",
+    "distributional": "distributional",
     "engine": "engine",
 }
 

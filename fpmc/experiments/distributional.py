@@ -1,10 +1,11 @@
 """Few steps: samples of networks of means and of networks that draw, by the number of their calls.
 
-A grid of networks is trained by the energy score, over β, λ and the number m of its draws, and one
-of means beside it, all small and with the same number of answers to compute. Their samples, those
-of the data's own networks and those of an FPMC's posteriors are compared with held-out images: by
-the energy distance, and by the Fréchet distance of features of a classifier of the labels. Errors
-are over sets of samples, each from noise of its own. Training images stand beside them.
+A grid of networks is trained by the energy score, over β, λ and the number m of its draws, some by
+kernel scores, and one of means beside them, all small and with as many answers to compute. Their
+samples, those of the data's own networks and those of an FPMC's posteriors are compared with
+held-out images: by the energy distance, and by the Fréchet distance of features of a classifier of
+the labels. Errors are over sets of samples, each from noise of its own. Training images stand
+beside them.
 
 Source: De Bortoli et al. (2025), "Distributional Diffusion Models with Scoring Rules".
 """
@@ -12,11 +13,9 @@ Source: De Bortoli et al. (2025), "Distributional Diffusion Models with Scoring 
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
@@ -24,9 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fpmc import diffusion, metrics, networks
-from fpmc.distributional import composite, sample
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.features import classifier
+from fpmc.experiments.few_steps import Sampler, of_draws, of_means, of_posteriors
 from fpmc.experiments.job import Job
 from fpmc.experiments.tables import numbers
 from fpmc.experiments.tuning import schedule_of
@@ -38,7 +37,7 @@ from fpmc.networks.train import train
 from fpmc.networks.training.run import Run
 from fpmc.processes import ALONE
 
-__all__ = ["GRID", "run"]
+__all__ = ["GRID", "KERNEL_GRID", "run", "trained"]
 
 KEY = ("data", "network", "sampler", "calls")
 CALLS = (1, 2, 4, 8, 16, 32)
@@ -49,6 +48,10 @@ GRID = (
     *((beta, repulsion, 4) for repulsion in LAMBDAS[:2] for beta in BETAS),
 )
 """(β, λ, m) of the networks that draw."""
+KERNEL_GRID = tuple(itertools.product(("rbf", "imq"), (0.5, 1.0)))
+"""Kernels and their bandwidths, for networks with λ = 1 and m = 4."""
+LONG = "beta-1-lambda-1-m-4"
+"""The network that draws by all numbers of calls."""
 ANSWERS = 48_000
 """Answers that each network computes in training: images times draws."""
 BATCH, RATE = 128, 3e-3
@@ -69,44 +72,44 @@ class Maker:
 
     Attributes:
         network: What the table calls it.
-        score: β, λ and m, where it was trained by the energy score.
+        score: λ, m, and β or a bandwidth, where it was trained by a score.
         file: The network's file, if it is one.
-        samplers: {name: function from noise at the first level, a number of calls and a seed, to
-            samples}.
+        samplers: By name.
         calls: The numbers of calls; all of :data:`CALLS` if left out.
     """
 
     network: str
-    score: tuple[float, float, int] | None
+    score: dict[str, float]
     file: str
-    samplers: dict[str, Callable[[Tensor, int, int], Tensor]]
+    samplers: dict[str, Sampler]
     calls: tuple[int, ...] = ()
 
 
 def run(job: Job, clock: Clock) -> None:
     """Train the networks that are not there, and compute the rows that are missing."""
-    judge = Judge(job)
+    judge, makers = Judge(job), _makers(job, clock)
+    if unknown := sorted(set(job.score) - set(makers)):
+        raise ValueError(f"score: got {unknown[0]!r}, wanted some of {', '.join(makers)}")
     with job.table("distributional", KEY).collected() as table:
-        for maker in tqdm(
-            _makers(job, clock), total=len(GRID) + 4 + len(networks.DRAWING), desc="distributional"
-        ):
-            for (name, sampler), calls in itertools.product(
+        for name in tqdm(job.score or makers, desc="distributional"):
+            maker = makers[name]()
+            for (way, sampler), calls in itertools.product(
                 maker.samplers.items(), maker.calls or CALLS
             ):
-                head = dict(zip(KEY, (job.label, maker.network, name, str(calls)), strict=True))
+                head = dict(zip(KEY, (job.label, maker.network, way, str(calls)), strict=True))
                 settings = job.settings(
                     "", SETS, *([maker.file] if maker.file else []), validation_n=judge.size
                 )
                 if table.has(head, settings):
                     continue
-                with clock.unit(f"{maker.network} {name} {calls}"):
+                with clock.unit(f"{maker.network} {way} {calls}"):
                     start = time.perf_counter()
                     row = judge.row(lambda z, seed, s=sampler, n=calls: s(z, n, seed))
                     told = job.provenance("", time.perf_counter() - start)
-                    score = maker.score or ("", "", "")
-                    score = dict(zip(("beta", "lambda", "m"), score, strict=True))
+                    score = dict.fromkeys(("beta", "lambda", "m"), "") | maker.score
                     table.add({**head, **settings, **score, **row, **told})
-    _cost(job, clock)
+    if not job.score:
+        _cost(job, clock)
 
 
 class Judge:
@@ -145,59 +148,58 @@ class Judge:
         }
 
 
-def _grid(calls: int) -> list[float]:
-    """As many levels as there are calls: the published ones without the lowest, σ = 0.002."""
-    return diffusion.edm_sigmas(calls + 1)[:-1].tolist()
-
-
-def _of_means(denoiser: diffusion.Denoiser) -> dict[str, Callable[[Tensor, int, int], Tensor]]:
-    """Ordinary diffusion: Heun's method in at most so many calls, and the bridge."""
-
-    def heun(z: Tensor, calls: int, seed: int) -> Tensor:
-        return diffusion.sample(denoiser, z, _grid((calls + 1) // 2))
-
-    def bridge(z: Tensor, calls: int, seed: int) -> Tensor:
-        return sample(lambda z, sigma, xi: denoiser(z, sigma), z, _grid(calls), seed=seed)
-
-    return {"heun": heun, "bridge": bridge}
-
-
-def _of_draws(network: Any) -> dict[str, Callable[[Tensor, int, int], Tensor]]:
-    return {"bridge": lambda z, calls, seed: sample(network, z, _grid(calls), seed=seed)}
-
-
-def _of_posteriors(collection: Any) -> dict[str, Callable[[Tensor, int, int], Tensor]]:
-    """An FPMC whose composite samples stand for draws of a network, or without common noise."""
-
-    def sampler(shared: bool) -> Callable[[Tensor, int, int], Tensor]:
-        def network(z: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-            return composite(collection, z, sigma, generator=generator, shared=shared)[0]
-
-        return lambda z, calls, seed: sample(
-            network, z, _grid(calls), seed=seed, draw=lambda z, generator: generator
-        )
-
-    return {"bridge": sampler(True), "bridge, independent": sampler(False)}
-
-
-def _makers(job: Job, clock: Clock) -> Iterator[Maker]:
-    """All that make samples, trained when their turn comes."""
+def _makers(job: Job, clock: Clock) -> dict[str, Callable[[], Maker]]:
+    """All that make samples, by name, each trained when it is asked for."""
     given = {"none": lambda z, calls, seed: _training(job, len(z), seed)}
-    yield Maker("training images", None, "", given, (0,))
+    makers = {"training images": lambda: Maker("training images", {}, "", given, (0,))}
     for file in networks.DRAWING:
         if file.startswith(f"{job.data}/"):
-            card = networks.card(file)
-            score = card["beta"], card["repulsion"], card["population"]
-            yield Maker(file, score, file, _of_draws(job.load(file)))
-    file = _trained(job, clock, _mean_recipe(job))
-    yield Maker("mean", None, file, _of_means(job.load(file)))
-    for score in GRID:
-        file = _trained(job, clock, _recipe(job, *score))
-        calls = CALLS if score == (1.0, 1.0, 4) else CALLS[:4]
-        yield Maker(Path(file).stem, score, file, _of_draws(job.load(file)), calls)
-    flex = METHODS["pspc_flex"].maker(job.source, job.sensitivity, schedule_of(job, "pspc_flex"))
-    yield Maker("pspc_flex", None, "", _of_posteriors(flex), CALLS[:4])
-    yield Maker(job.called(job.reference_file), None, job.reference_file, _of_means(job.reference))
+            makers[file] = partial(_shipped, job, file)
+    makers["mean"] = partial(_mean, job, clock)
+    for beta, repulsion, m in GRID:
+        name = f"beta-{beta:g}-lambda-{repulsion:g}-m-{m}"
+        score = {"beta": beta, "lambda": repulsion, "m": m}
+        calls = CALLS if name == LONG else CALLS[:4]
+        chosen = _recipe(job, beta, repulsion, m)
+        makers[name] = partial(_of_grid, job, clock, name, score, chosen, calls)
+    for kernel, bandwidth in KERNEL_GRID:
+        name = f"{kernel}-{bandwidth:g}"
+        chosen = _kernel_recipe(job, kernel, bandwidth)
+        score = {"lambda": chosen.repulsion, "m": chosen.population, "bandwidth": bandwidth}
+        makers[name] = partial(_of_grid, job, clock, name, score, chosen, CALLS[:4])
+    makers["pspc_flex"] = partial(_patches, job)
+    file = job.reference_file
+    makers[job.called(file)] = lambda: Maker(job.called(file), {}, file, of_means(job.reference))
+    return makers
+
+
+def _shipped(job: Job, file: str) -> Maker:
+    card = networks.card(file)
+    score = {"beta": card["beta"], "lambda": card["repulsion"], "m": card["population"]}
+    return Maker(file, score, file, of_draws(job.load(file)))
+
+
+def _mean(job: Job, clock: Clock) -> Maker:
+    file = trained(job, clock, _mean_recipe(job), "mean")
+    return Maker("mean", {}, file, of_means(job.load(file)))
+
+
+def _of_grid(
+    job: Job,
+    clock: Clock,
+    name: str,
+    score: dict[str, float],
+    chosen: Recipe,
+    calls: tuple[int, ...],
+) -> Maker:
+    file = trained(job, clock, chosen, name)
+    return Maker(name, score, file, of_draws(job.load(file)), calls)
+
+
+def _patches(job: Job) -> Maker:
+    schedule = schedule_of(job, "pspc_flex")
+    flex = METHODS["pspc_flex"].maker(job.source, job.sensitivity, schedule)
+    return Maker("pspc_flex", {}, "", of_posteriors(flex), CALLS[:4])
 
 
 def _training(job: Job, n: int, seed: int) -> Float[Tensor, "n c h w"]:
@@ -215,6 +217,12 @@ def _recipe(job: Job, beta: float, repulsion: float, m: int) -> Recipe:
     return recipe(job.data, "dit", options=options, **score, **budget, **adam)
 
 
+def _kernel_recipe(job: Job, kernel: str, bandwidth: float) -> Recipe:
+    """The same by a kernel score."""
+    energy = _recipe(job, 1.0, 1.0, 4)
+    return replace(energy, objective=kernel, beta=2.0, bandwidth=bandwidth)
+
+
 def _mean_recipe(job: Job) -> Recipe:
     """The network of means beside them: as many answers, each to an image of its own."""
     one = _recipe(job, 1.0, 1.0, 1)
@@ -222,11 +230,12 @@ def _mean_recipe(job: Job) -> Recipe:
     return replace(one, options=one.options | {"xi": False}, **plain)
 
 
-def _trained(job: Job, clock: Clock, chosen: Recipe) -> str:
-    """The file of a network of the grid, trained if it is not there."""
-    name = "mean"
-    if chosen.objective == "energy":
-        name = f"beta-{chosen.beta:g}-lambda-{chosen.repulsion:g}-m-{chosen.population}"
+def trained(job: Job, clock: Clock, chosen: Recipe, name: str) -> str:
+    """The file of a network of this name, trained if it is not there.
+
+    Raises:
+        fpmc.limits.OutOfTimeError: If the clock's time is over before; the same call goes on.
+    """
     folder = job.runs / f"{job.label}-distributional" / name
     path = folder / f"{name}.safetensors"
     if not path.exists():

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from sklearn.linear_model import LinearRegression
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -86,6 +85,8 @@ class Level:
 
     def blend(self, axes: Mapping[str, Found]) -> Found:
         """The sum with the weights ≥ 0 that are nearest the network on validation images."""
+        from sklearn.linear_model import LinearRegression  # which takes as long as torch
+
         each = {p: torch.stack([one.answers[p] for one in axes.values()], -1) for p in PARTS}
         columns, target = each["validation"].flatten(0, -2), self.target["validation"].flatten()
         fit = LinearRegression(fit_intercept=False, positive=True)
@@ -97,7 +98,7 @@ class Level:
     def collection(self, queries, responses, **options) -> Answer:
         """A collection at this level."""
         made = FPMC(queries, responses, self.source, budget=self.job.bytes, **options)
-        return self.at(made)
+        return self.at(made.with_precision(self.job.precision))
 
     def at(self, denoiser: diffusion.Denoiser) -> Answer:
         """A denoiser at this level, asked a batch at a time."""
@@ -143,7 +144,8 @@ def _only(name: str, make: Callable[[Level], Answer]) -> Callable[[Level], Found
 
 def _tuned(level: Level) -> Answer:
     name = f"{level.job.data}/ddpmpp/pspc_flex"
-    return level.at(fpmc.finetuning.load(name, level.source, budget=level.job.bytes))
+    found = fpmc.finetuning.load(name, level.source, budget=level.job.bytes)
+    return level.at(found.with_precision(level.job.precision))
 
 
 def _whitened(level: Level) -> Found:

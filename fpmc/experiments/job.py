@@ -46,14 +46,15 @@ class Job(Options):
 
     @cached_property
     def parts(self) -> dict[str, fpmc.Source]:
-        """The part of the source that a method sees, chosen by the seed."""
+        """The part of the source that a method sees."""
+        made = {size: self.first(size) for size in set(self.sources.values())}
+        return {name: made[size] for name, size in self.sources.items()}
+
+    def first(self, size: int) -> fpmc.Source:
+        """So many images of the source, or all, chosen by the seed: each part is in the larger."""
         n = len(self.source)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
-        made = {
-            size: fpmc.Source(self.source.images[order[: min(size, n)].to(self.device)])
-            for size in set(self.sources.values())
-        }
-        return {name: made[size] for name, size in self.sources.items()}
+        return fpmc.Source(self.source.images[order[: min(size, n)].to(self.device)])
 
     def seen_by(self, method: str) -> fpmc.Source:
         """The part of the source that a method sees."""

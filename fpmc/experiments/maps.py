@@ -19,6 +19,7 @@ from fpmc.experiments.job import Job
 from fpmc.experiments.tables import Table
 from fpmc.methods.registry import METHODS
 from fpmc.methods.schedules import FOUND, published_for, stored, threshold_schedule
+from fpmc.sensitivity.gradients import maps_in_turn
 
 __all__ = ["run"]
 
@@ -57,10 +58,10 @@ def _fill(job: Job, clock: Clock, table: Table, x: Tensor, settings: dict[str, o
     options = {"seed": job.seed, "cache": job.runs / f"{job.label}-maps"}
     if job.bytes:
         options["budget"] = job.bytes
-    maps = {}
+    maps, turns = {}, maps_in_turn(job.reference, job.levels, x, progress=True, **options)
     for sigma in job.levels:
         with clock.unit("maps"):
-            maps[sigma] = sensitivity.maps(job.reference, sigma, x, progress=True, **options).cpu()
+            maps[sigma] = next(turns)[1].cpu()
     share, digits = _kept(job)
     job.maps_file.parent.mkdir(parents=True, exist_ok=True)
     sensitivity.write(job.maps_file, maps, keep=share, digits=digits, images=len(x))

@@ -244,6 +244,11 @@ class Options:
         choices=RECIPE,
     )  # fmt: skip
 
+    score: tuple[str, ...] = option(
+        (), "what makes samples, this alone, by its name in the table, such as beta-1-lambda-1-m-4 "
+        "or rbf-1 (again for others)", group="distributional",
+    )  # fmt: skip
+
     benchmark: tuple[str, ...] = option(
         (),
         "a script of benchmarks/ with its arguments, in which {data}, {label}, {device}, {n} and "

@@ -6,7 +6,6 @@ A network that was told a class is compared with methods whose source is that cl
 
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
@@ -14,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import fpmc
-from fpmc import diffusion, metrics, plotting
+from fpmc import diffusion, metrics
 from fpmc.data import fingerprint
 from fpmc.experiments import contest, generated
 from fpmc.experiments.clock import Clock
@@ -62,6 +61,16 @@ class Asked(NamedTuple):
     by: str
     groups: list[Group]
 
+    @property
+    def n(self) -> int:
+        """How many images are asked about: the first of the network's."""
+        return sum(len(group.at) for group in self.groups)
+
+    def first(self, n: int) -> "Asked":
+        """The same about the first n images alone."""
+        few = (Group(name, at[at < n], source) for name, at, source in self.groups)
+        return self._replace(groups=[group for group in few if len(group.at)])
+
     def entry(self, who: contest.Contestant) -> str:
         """Where a contestant's measures are kept."""
         return f"{self.target.name}/{self.by}/{who.name}"
@@ -89,9 +98,10 @@ def run(job: Job, clock: Clock) -> None:
             for who in tqdm(list(contest.contestants(job, {})), desc=f"published, by {by}"):
                 head = (job.label, target.name, who.method, who.schedule, by)
                 head = dict(zip(KEY, head, strict=True))
-                settings = _settings(job, asked, who)
+                part = _asked(job, asked, who)
+                settings = _settings(job, part, who)
                 if not table.has(head, settings):
-                    each = _each(job, clock, asked, who)
+                    each = _each(job, clock, part, who)
                     made = job.provenance(who.method) | {"n_source": settings["n_source"]}
                     table.add({**head, **settings, **_summary(each), **made})
         if job.picture:
@@ -121,8 +131,13 @@ def _groups(job: Job, target: generated.Generated, by: str) -> list[Group]:
     ]
 
 
+def _asked(job: Job, asked: Asked, who: contest.Contestant) -> Asked:
+    """What is asked of a method: about fewer images where that was said."""
+    return asked.first(job.fewer.get(who.method, asked.n))
+
+
 def _settings(job: Job, asked: Asked, who: contest.Contestant) -> dict[str, object]:
-    return job.settings(who.method, len(asked.target.images)) | {
+    return job.settings(who.method, asked.n) | {
         "n_source": min(len(group.source) for group in asked.groups),
         "steps": len(job.levels),
         "network_hash": fingerprint(asked.target.images)[:8],
@@ -133,7 +148,7 @@ def _each(
     job: Job, clock: Clock, asked: Asked, who: contest.Contestant
 ) -> Float[Tensor, "n measures"]:
     """What :data:`PUBLISHED` names, of every sample; what is in the file is taken from it."""
-    settings, n = _settings(job, asked, who), len(asked.target.images)
+    settings, n = _settings(job, asked, who), asked.n
     decided = {name: settings[name] for name in ("network_hash", "steps")}
     settle(job, FILE, f"{asked.target.name}/{SETTINGS}", decided)
     each = job.held(FILE).get(asked.entry(who))
@@ -198,13 +213,18 @@ def _pictures(job: Job):
 
 def _draw(job: Job, asked: Asked) -> None:
     """A picture: the network's first images, and each method's samples from the same noise."""
+    import matplotlib.pyplot as plt  # here, since they make every job begin later
+
+    from fpmc import plotting
+
     held, target = arrays(_pictures(job)), asked.target
     rows = {"network": to_float(target.images[:SHOWN])}
     for who in contest.contestants(job, {}):
         pixels = torch.zeros_like(target.images)
-        parts = [held.get(f"{asked.entry(who)}/{group.name}") for group in asked.groups]
-        if all(part is not None for part in parts):
-            for group, part in zip(asked.groups, parts, strict=True):
+        groups = _asked(job, asked, who).groups
+        parts = [held.get(f"{asked.entry(who)}/{group.name}", ()) for group in groups]
+        if all(len(part) == len(group.at) for group, part in zip(groups, parts, strict=True)):
+            for group, part in zip(groups, parts, strict=True):
                 pixels[group.at] = torch.from_numpy(part)
             rows[title(who.method)] = to_float(pixels[:SHOWN])
     job.picture.parent.mkdir(parents=True, exist_ok=True)

@@ -217,8 +217,9 @@ class _Recipe:
         card = json.loads((self.folder / f"{level_name(sigma)}.json").read_text(encoding="utf-8"))
         settings = {name: card[name] for name in LOOP} | {"learn": step.made}
         name = "-".join(filter(None, (step.made, step.joined.replace(" ", "-"), str(job.seed))))
+        masks = FPMC(*self.masks.operators(sigma), self.source(step.joined), budget=job.bytes)
         found = finetuning.finetune(
-            FPMC(*self.masks.operators(sigma), self.source(step.joined), budget=job.bytes),
+            masks.with_precision(job.precision),
             self.held.network,
             self.sources[""].images,
             sigma,

@@ -9,6 +9,9 @@ from fpmc.experiments import (
     distributional,
     engine,
     maps,
+    memorisation,
+    paths,
+    places,
     published,
     recipe,
     samples,
@@ -23,7 +26,7 @@ from fpmc.experiments.job import Job
 __all__ = ["STAGES", "run"]
 
 MODULES = (train, worth, maps, schedules, denoising, samples, published, tuning, augmentation)
-MODULES += (recipe, axes, distributional, engine)
+MODULES += (recipe, axes, memorisation, places, distributional, paths, engine)
 STAGES = {stage.__name__.rpartition(".")[2]: stage for stage in MODULES}
 """{name: module with a function run(job, clock)}, in order."""
 

@@ -29,7 +29,7 @@ __all__ = ["SETTINGS", "Table", "arrays", "keep_arrays", "numbers"]
 HASHES = ("network_hash", "data_hash")
 """Settings without which nobody can tell by which network and on which images a row was made."""
 SETTINGS = ("n", "n_source", "steps", "seed", "precision", *HASHES, "schedule_hash", "maps_hash")
-SETTINGS += ("arguments", "tuning", "validation_n")
+SETTINGS += ("arguments", "tuning", "validation_n", "reference_n")
 """The columns that hold settings. A row that is older than a column has nothing to compare there,
 and counts as it is; without one of :data:`HASHES` only in a table that is trusted."""
 

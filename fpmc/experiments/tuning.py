@@ -141,7 +141,8 @@ def base(job: Job, method: str) -> FPMC:
     needs = {"sensitivity": lambda: [job.sensitivity]}.get(METHODS[method].needs, list)()
     if METHODS[method].needs == "gaussian":
         options["gaussian"] = job.gaussian(seen)
-    return METHODS[method].maker(seen, *needs, schedule_of(job, method), **options)
+    made = METHODS[method].maker(seen, *needs, schedule_of(job, method), **options)
+    return made.with_precision(job.precision)
 
 
 def _tune(job: Job, unit: Unit, base: FPMC, held: HeldOut) -> FineTuned:

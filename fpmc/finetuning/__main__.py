@@ -54,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     add("--mapping", choices=list(MAPS), help="how numbers are kept above 0")
     add("--device", default="cpu", help="cpu (default) or cuda")
     add(
+        "--precision", default="exact", help="of validation: exact (default), float32, tf32 or bf16"
+    )
+    add(
         "--share",
         choices=SHARE,
         default="images",
@@ -95,7 +98,7 @@ def run(given: argparse.Namespace, command: str, joined: Processes) -> None:
     shown = as_whole_number(shown, "--test", 1, len(held) - chosen)
     network = given.network or f"{given.data}/ddpmpp"
     answering = networks.load(network, shape=source.shape).to(joined.device)
-    denoiser = method_of(given, network, source)
+    denoiser = method_of(given, network, source).with_precision(given.precision)
     names = ("steps", "batch", "subset", "every", "seed", "rate", "weight_decay", "zeros", "cut")
     settings = {name: getattr(given, name) for name in (*names, "mapping")}
     settings = {name: value for name, value in settings.items() if value is not None}

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fpmc.checks import as_device, as_not_negative
-from fpmc.collection import FPMC
+from fpmc.collection import FPMC, Operators
 from fpmc.diffusion import Denoiser
 from fpmc.finetuning.images import Tuned, digest, disjoint
 from fpmc.finetuning.module import SoftFPMC
@@ -27,6 +27,7 @@ from fpmc.finetuning.outcome import HeldOut, answer, noisy, write
 from fpmc.finetuning.settings import Settings
 from fpmc.finetuning.sharing import Shared
 from fpmc.finetuning.state import Saved, seed_of, stopping
+from fpmc.metrics import Estimate
 from fpmc.operators import Operator
 from fpmc.processes import Processes, processes
 from fpmc.source import Source
@@ -80,7 +81,8 @@ def finetune(
     any moment, to the same bits. SIGTERM saves it and ends the program with status 143.
 
     Args:
-        denoiser: What is tuned: its operators at the level, and its source.
+        denoiser: What is tuned: its operators at the level, and its source. Validation, and what is
+            returned, have its precision; steps are float32.
         network: What it is tuned to, on the device.
         images: Images to tune on, shape (n, c, h, w), uint8 or floats in [-1, 1]; the source's own
             if None.
@@ -144,7 +146,7 @@ class _Run:
         if denoiser.features(settings.sigma) is not None:
             raise ValueError("denoiser: got one with features, wanted one that compares in pixels")
         self.given: tuple[Operator, Operator] = denoiser.operators(settings.sigma)
-        self.source, self.budget = denoiser.source, budget
+        self.source, self.budget, self.precision = denoiser.source, budget, denoiser.precision
         if settings.subset is not None and settings.subset > len(self.source):
             raise ValueError(
                 f"subset: got {settings.subset}, wanted at most the source's {len(self.source)}"
@@ -162,11 +164,12 @@ class _Run:
         prints = {name: held.prints for name, held in self.held_out.items()}
         disjoint(images=tuned.prints, **prints)
         data = digest(tuned.prints, *prints.values(), *self.module.parameters())
+        data += "" if self.precision == "exact" else f", {self.precision}"
         self.step, self.seconds, self.stopped = 0, 0.0, None
         self.history: list[dict[str, float]] = []
         self.losses: list[float] = []
         self.errors: dict[str, list[float]] = {}
-        self.best = {"step": None, "error": None, "theta": None}
+        self.best = {"step": None, "error": None, "errors": None, "theta": None}
         self.saved = Saved(out, settings, data)
         self.saved.resume(self)
 
@@ -209,16 +212,24 @@ class _Run:
                 if over:
                     raise SystemExit(143)
 
+    def made(self, queries: Operators, responses: Operators) -> FPMC:
+        """A collection over the source, as precise as the given one."""
+        collection = FPMC(queries, responses, self.source, budget=self.budget)
+        return collection.with_precision(self.precision)
+
     def begin(self) -> None:
         """Validate what was given, and the start."""
-        given = FPMC(*self.given, self.source, budget=self.budget)
+        given = {name: held.answer(self.made(*self.given)) for name, held in self.held_out.items()}
         for name, held in self.held_out.items():
-            found = held.estimate(given)
+            each = held.errors(given[name])
+            found = Estimate.of_samples(each)
             self.errors[name] = [float(found), found.standard_error]
-        self.best = {"step": None, "error": self.errors["validation"][0], "theta": None}
-        apart = self.held_out["validation"].errors(self.module.collection(), given)
+            if name == "validation":
+                self.best = {"step": None, "error": float(found), "errors": each, "theta": None}
+        start = self.held_out["validation"].answer(self.made(*self.module.frozen()))
+        apart = self.held_out["validation"].errors(start, given["validation"])
         self.errors["start_to_given"] = [apart.mean().item()]
-        self.validate()
+        self.validate(start)
 
     def advance(self) -> None:
         """One step: images, noise, the network's answer, the gradient, θ."""
@@ -242,12 +253,15 @@ class _Run:
         self.step += 1
         self.losses.append(loss.item())
 
-    def validate(self) -> None:
-        """A row of the history, and the best so far."""
+    def validate(self, answers: Tensor | None = None) -> None:
+        """A row of the history, and the best so far; of these answers, if they are there."""
         if not self.module.sound():
             self.stop("Q or R is beyond what float32 holds")
             return
-        found = self.held_out["validation"].estimate(self.module.collection())
+        held = self.held_out["validation"]
+        answers = held.answer(self.made(*self.module.frozen())) if answers is None else answers
+        each = held.errors(answers)
+        found = Estimate.of_samples(each)
         loss = sum(self.losses) / len(self.losses) if self.losses else float("nan")
         self.losses = []
         self.history.append(
@@ -260,7 +274,9 @@ class _Run:
         )
         if found < self.best["error"]:
             theta = {name: value.clone() for name, value in self.module.state_dict().items()}
-            self.best = {"step": self.step, "error": float(found), "theta": theta}
+            self.best = {
+                "step": self.step, "error": float(found), "errors": each, "theta": theta
+            }  # fmt: skip
 
     def stop(self, reason: str) -> None:
         """End the run early."""
@@ -274,9 +290,8 @@ class _Run:
         operators = self.given
         if self.best["theta"] is not None:
             self.module.load_state_dict(self.best["theta"])
-            operators = self.module.collection().operators(self.settings.sigma)
+            operators = self.module.frozen()
         card = write(self, operators, card)
         sigma = self.settings.sigma
-        queries, responses = ({sigma: op} for op in operators)
-        found = FPMC(queries, responses, self.source, budget=self.budget)
+        found = self.made(*({sigma: op} for op in operators))
         return FineTuned(found, self.history, card)

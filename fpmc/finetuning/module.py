@@ -133,8 +133,11 @@ class SoftFPMC(nn.Module):
 
     def collection(self) -> FPMC:
         """The collection as it is now, which later training leaves as it is."""
-        frozen = map(_frozen, self.operators())
-        return FPMC(*frozen, self.source, budget=self.budget)
+        return FPMC(*self.frozen(), self.source, budget=self.budget)
+
+    def frozen(self) -> tuple[Operator, Operator]:
+        """Q and R as they are now, which later training leaves as they are."""
+        return tuple(map(_frozen, self.operators()))
 
     def sound(self) -> bool:
         """Whether all entries, and all sums of response weights, are ones that an FPMC takes."""

@@ -66,20 +66,18 @@ class HeldOut:
         self.n, self.z = len(x), shared.own.part(noisy(x, self.sigma, generator, shared.device))
         self.target = answer(network, self.z, self.sigma, "network")
 
-    def errors(self, denoiser: FPMC, other: FPMC | None = None) -> Float[Tensor, " n"]:
-        """The mean squared difference to the network per dimension, of each image; or to another
-        collection.
-        """
-        found = self._answer(denoiser)
-        found -= self.target if other is None else self._answer(other)
-        return self.shared.own.gathered(found.double().square().flatten(1).mean(1), self.n)
-
-    def estimate(self, denoiser: FPMC) -> Estimate:
-        """Its mean, with its standard error."""
-        return Estimate.of_samples(self.errors(denoiser))
-
-    def _answer(self, denoiser: FPMC) -> Float[Tensor, "m c h w"]:
+    def answer(self, denoiser: FPMC) -> Float[Tensor, "m c h w"]:
+        """A collection's answers to this process's part of them."""
         return answer(self.shared.asked(denoiser), self.z, self.sigma)
+
+    def errors(
+        self, answers: Float[Tensor, "m c h w"], others: Float[Tensor, "m c h w"] | None = None
+    ) -> Float[Tensor, " n"]:
+        """The mean squared difference of answers to the network's per dimension, of each image; or
+        to others.
+        """
+        apart = answers - (self.target if others is None else others)
+        return self.shared.own.gathered(apart.double().square().flatten(1).mean(1), self.n)
 
 
 def noisy(
@@ -112,8 +110,11 @@ def answer(
 
 def write(run: Any, operators: tuple[Operator, Operator], card: dict[str, Any]) -> dict[str, Any]:
     """The card of a run that is over; if it has a folder, its files are written."""
-    found = FPMC(*operators, run.source, budget=run.budget)
-    held = {name: held.errors(found) for name, held in run.held_out.items()}
+    found = run.made(*operators)
+    held = {
+        name: run.best["errors"] if name == "validation" else held.errors(held.answer(found))
+        for name, held in run.held_out.items()
+    }
     card = {
         **card,
         **asdict(run.settings),
@@ -125,6 +126,7 @@ def write(run: Any, operators: tuple[Operator, Operator], card: dict[str, Any]) 
         "start_to_given": run.errors["start_to_given"][0],
         "start": run.history[0]["validation"] if run.history else None,
         "device": str(run.shared.device),
+        "precision": run.precision,
         "processes": run.shared.all.world,
         "versions": {"fpmc": fpmc.__version__, "torch": torch.__version__},
     }
@@ -154,7 +156,8 @@ def _cuts(run, operators, errors) -> tuple[tuple[float, float], float]:
             packed(op, part, covering=name == "r")
             for op, part, name in zip(operators, cuts, "qr", strict=True)
         ]
-        kept = run.held_out["validation"].errors(FPMC(*stored, run.source, budget=run.budget))
+        kept = run.held_out["validation"]
+        kept = kept.errors(kept.answer(run.made(*stored)))
         cost = (kept - errors).mean().item()
         if cost <= allowed:
             break

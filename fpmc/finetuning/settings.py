@@ -32,7 +32,8 @@ class Settings:
         mapping: "exponential" or "softplus".
         zeros: Where zeros start, see :mod:`fpmc.finetuning.parametrisation`.
         cut: What a step may leave out, see :mod:`fpmc.finetuning.step`.
-        seed: Of order, noise and draws.
+        seed: Of order, noise and draws. A whole number, no generator: each step makes its own from
+            it and the step's number, so that a run that was stopped goes on to the same bits.
 
     Raises:
         TypeError: If a value is of another type.

@@ -18,6 +18,7 @@ PAPERS = {
     "debortoli2025": "De Bortoli et al.",
     "lukoianov2025": "Lukoianov et al.",
     "niedoba2026": "FPMC",
+    "hunt2026": "Hunt et al.",
 }
 """What the papers are called, by their keys in the bibliography, oldest first."""
 VERDICTS = ("holds", "holds in part", "does not hold", "not tested")

@@ -51,6 +51,8 @@ def rows(data: str, table: str, root: str | os.PathLike | None = None) -> list[R
 
     Of "published" they are tensors, too, those of the samples beside published networks.
 
+    Rows of "places" have every image's error as a tensor, ``each``, so that they are paired too.
+
     Rows of "tuning" also have ``left``, the share of the error that tuning leaves.
     """
     if table == "each":
@@ -65,6 +67,8 @@ def rows(data: str, table: str, root: str | os.PathLike | None = None) -> list[R
     if table.startswith("engine/"):
         return results.measurements(table.removeprefix("engine/"), root, data)
     found = results.read(data, table, root)
+    if table == "places":
+        return [row | {"each": results.singly(row)} for row in found]
     if table != "tuning":
         return found
     return [row | {"left": _left(row["mse"], row["given"], row["gain"])} for row in found]

@@ -8,6 +8,7 @@ from fpmc.networks.checkpoints import save
 from fpmc.networks.dit import DiT
 from fpmc.networks.drawing import Drawing
 from fpmc.networks.loading import DRAWING, OFFICIAL, SHIPPED, card, label, load
+from fpmc.networks.path import Path
 from fpmc.networks.preconditioning import Preconditioned
 from fpmc.networks.unet import UNet
 
@@ -18,6 +19,7 @@ __all__ = [
     "SHIPPED",
     "DiT",
     "Drawing",
+    "Path",
     "Preconditioned",
     "UNet",
     "build",

@@ -9,6 +9,7 @@ import torch
 from fpmc.checks import as_whole_number
 from fpmc.networks.dit import DiT
 from fpmc.networks.drawing import Drawing
+from fpmc.networks.path import Path
 from fpmc.networks.preconditioning import Preconditioned
 from fpmc.networks.unet import UNet
 
@@ -16,7 +17,12 @@ __all__ = ["ARCHITECTURES", "as_options", "build"]
 
 NCSNPP = {"embedding": "fourier", "encoder": "residual", "taps": (1, 3, 3, 1)}
 
-ARCHITECTURES = {"ddpmpp": (UNet, {}), "ncsnpp": (UNet, NCSNPP), "dit": (DiT, {})}
+ARCHITECTURES = {
+    "ddpmpp": (UNet, {}),
+    "ncsnpp": (UNet, NCSNPP),
+    "dit": (DiT, {}),
+    "path": (Path, {}),
+}
 """Name to class and the options that make it that architecture."""
 
 
@@ -48,12 +54,12 @@ def build(
     ``ddpmpp``), DiT-B/4.
 
     Args:
-        arch: "ddpmpp", "ncsnpp" or "dit".
+        arch: "ddpmpp", "ncsnpp" or "dit"; "path" for paths.
         shape: The images' (c, h, w).
         seed: Seed of the weights.
-        options: The architecture's own: see :class:`fpmc.networks.UNet` and
-            :class:`fpmc.networks.DiT`. With ``xi=True`` the network is a
-            :class:`fpmc.networks.Drawing`, which draws.
+        options: The architecture's own: see :class:`fpmc.networks.UNet`,
+            :class:`fpmc.networks.DiT` and :class:`fpmc.networks.Path`. With ``xi=True`` the
+            network is a :class:`fpmc.networks.Drawing`, which draws.
 
     Raises:
         TypeError: If an option does not exist.

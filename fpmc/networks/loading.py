@@ -34,7 +34,7 @@ DRAWING = ("digits/ddpmpp-draws",)
 FOLDER = Path(str(resources.files("fpmc.networks"))) / "shipped"
 """Where they are; beside a DDPM++ that methods are tuned to, its sensitivity maps."""
 
-LABELS = {"ddpmpp": "DDPM++", "ncsnpp": "NCSN++", "dit": "DiT"}
+LABELS = {"ddpmpp": "DDPM++", "ncsnpp": "NCSN++", "dit": "DiT", "path": "Path"}
 
 ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 OFFICIAL = (
@@ -130,6 +130,11 @@ def _path(network: str | os.PathLike, cache: str | os.PathLike | None, sha256: s
     if name.startswith(("https://", "http://")):
         return _fetch(name, cache, sha256)
     path = Path(name).expanduser()
+    if path.suffix == ".pt" and path.exists():
+        raise ValueError(
+            f"network: got {name!r}, as training states end, wanted the network that lies beside "
+            "one: EDM's network-snapshot-*.pkl, or a network.safetensors of ours"
+        )
     if path.suffix not in (".safetensors", ".pkl"):
         raise ValueError(
             f"network: got {name!r}, wanted one of {', '.join(SHIPPED + DRAWING + OFFICIAL)}, or a "

@@ -66,8 +66,23 @@ class _Made:
         self.record.state = state if isinstance(state, dict) else {}
 
 
+ARRAYS = ("numpy.core", "numpy._core")
+SKIPPED = (
+    ("numpy", "ndarray"),
+    *((f"{core}.multiarray", "_reconstruct") for core in ARRAYS),
+    *((f"{core}.numeric", "_frombuffer") for core in ARRAYS),
+    *(
+        (module, f"{kind}Path")
+        for module in ("pathlib", "pathlib._local")
+        for kind in ("", "Pure", "Posix", "PurePosix", "Windows", "PureWindows")
+    ),
+    ("torch", "device"),
+)
+"""What settings beside a network may hold and it does not need: arrays, paths, devices."""
+
+
 class _Unpickler(pickle.Unpickler):
-    """Admits the names below and refuses every other.
+    """Admits the names below and refuses every other. Of some it keeps nothing but a stand-in.
 
     What it hands to the unpickling machine are built-in types, bound methods of its own and a class
     made for this one file, so that nothing a file sets on them outlives the reading.
@@ -76,7 +91,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BufferedIOBase):
         super().__init__(file)
         own = {"__slots__": ()}
-        container = type("_Container", (_Made,), own)
+        container, skipped = (type(name, (_Made,), own) for name in ("_Container", "_Skipped"))
         self.admitted = {
             ("collections", "OrderedDict"): OrderedDict,
             ("copyreg", "_reconstructor"): self._new,
@@ -96,8 +111,9 @@ class _Unpickler(pickle.Unpickler):
             ("torch.nn.modules.container", "ModuleList"): container,
             ("torch.nn.modules.container", "Sequential"): container,
         }
-        for core in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            self.admitted[core, "scalar"] = self._scalar
+        for core in ARRAYS:
+            self.admitted[f"{core}.multiarray", "scalar"] = self._scalar
+        self.admitted |= dict.fromkeys(SKIPPED, skipped)
         self.admitted["numpy", "dtype"] = type("_Type", (_Made,), {**own, "__new__": _typed})
 
     def find_class(self, module: str, name: str) -> Any:

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fpmc.denoiser import question
@@ -26,6 +26,10 @@ class Preconditioned(nn.Module):
     with :math:`c_\text{skip} = \sigma_d^2 / (\sigma^2 + \sigma_d^2)`,
     :math:`c_\text{out} = \sigma \sigma_d / \sqrt{\sigma^2 + \sigma_d^2}`,
     :math:`c_\text{in} = 1 / \sqrt{\sigma^2 + \sigma_d^2}`.
+
+    A model may have pixels that are known, a mask ``known``, shape (h, w). They have no noise in z,
+    come into F as they are, and are the same in x̂: it answers to what is known and to z. And where
+    it is ``direct``, F is x̂.
 
     Called as ``denoiser(z, sigma)`` with z float (b, c, h, w) and σ > 0, one for all or one for
     each image, it gives x̂ with z's shape and type. It takes the arguments that
@@ -100,6 +104,23 @@ class Preconditioned(nn.Module):
         limits = torch.finfo(self._dtype(z))
         return limits.tiny, limits.max**0.5
 
+    @property
+    def known(self) -> Bool[Tensor, "h w"] | None:
+        """The pixels that have no noise in z; None where all have."""
+        return getattr(self.model, "known", None)
+
+    @property
+    def direct(self) -> bool:
+        """Whether F is x̂."""
+        return getattr(self.model, "direct", False)
+
+    def noisy(
+        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], noise: Tensor
+    ) -> Float[Tensor, "b c h w"]:
+        """What the network is asked about in training: x + σ ε, or x at pixels that are known."""
+        z = x + sigma[:, None, None, None] * noise
+        return z if self.known is None else torch.where(self.known, x, z)
+
     def denoise(
         self,
         z: Float[Tensor, "b c h w"],
@@ -112,10 +133,15 @@ class Preconditioned(nn.Module):
         """
         spread = (sigma**2 + self.sigma_data**2).sqrt()[:, None, None, None]
         level = sigma[:, None, None, None]
-        scaled = z / spread
+        scaled, known = z / spread, self.known
+        if known is not None:
+            scaled = torch.where(known, z, scaled)
         inputs = scaled if xi is None else torch.cat([scaled, xi], dim=1)
         answer = self.model(inputs, sigma.log() / 4)
-        return (self.sigma_data / spread) ** 2 * z + level * self.sigma_data / spread * answer
+        x_hat = (self.sigma_data / spread) ** 2 * z + level * self.sigma_data / spread * answer
+        if self.direct:
+            x_hat = answer
+        return x_hat if known is None else torch.where(known, z, x_hat)
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}, sigma_data={self.sigma_data}"

@@ -5,6 +5,7 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fpmc.distributional.scoring import KERNELS
 from fpmc.networks.architectures import ARCHITECTURES
 
 __all__ = ["LEVELS", "Recipe", "command", "recipe"]
@@ -19,7 +20,7 @@ class Recipe:
 
     Attributes:
         data: Name or path of the dataset; its ``train`` images are what is learned.
-        arch: "ddpmpp", "ncsnpp" or "dit".
+        arch: "ddpmpp", "ncsnpp", "dit" or "path".
         options: The architecture's options.
         images: Budget in images; 0 if it is in minutes alone.
         minutes: Budget in minutes; 0 if it is in images alone.
@@ -35,14 +36,18 @@ class Recipe:
         draws: Mean and standard deviation of ln σ in the draws of the noise levels, stratified
             and weighted so that the expected loss stays the same. Empty: independent draws of
             the loss's own levels.
-        objective: "mean", the squared error, or "energy": the generalised energy score, by which a
-            network learns to draw from p(x | z).
+        objective: "mean", the squared error; or a score by which a network learns to draw from
+            p(x | z): "energy", the generalised energy score, "rbf" or "imq", a kernel score.
         beta: β of the energy score.
-        repulsion: λ of the energy score.
-        population: m, draws for each noisy image in the energy score.
+        repulsion: λ of the score.
+        population: m, draws for each noisy image in the score.
+        bandwidth: h of a kernel score, in the units of
+            :func:`fpmc.networks.training.loss.kernel_loss`; 0 where there is none.
         start: A network whose weights the training starts from, as ``fpmc.networks.load`` takes
             it; empty for fresh ones.
-        seed: Seed of the weights, the order and the noise.
+        seed: Seed of the weights, the order and the noise. A whole number, no generator: each step
+            makes its own from it and the step's number, so that a stopped run goes on to the same
+            bits, and the card says all that the weights depend on.
     """
 
     data: str
@@ -61,6 +66,7 @@ class Recipe:
     beta: float = 2.0
     repulsion: float = 0.0
     population: int = 1
+    bandwidth: float = 0.0
     start: str = ""
     seed: int = 0
 
@@ -97,6 +103,9 @@ ENERGY = {
 }
 """The energy score, and a loss whose levels reach σ = 80: a sampler in few steps starts there."""
 
+KERNEL = ENERGY | {"beta": 2.0, "bandwidth": 1.0}
+"""The same by a kernel score, which has no β."""
+
 OTHER = {"unet": WIDE, "dit": TOKENS | {"width": 192}, "images": 10_000_000}
 """The options of a U-Net and of a DiT, and the budget, for a dataset that is not named below."""
 
@@ -109,6 +118,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     | HIGH
     | {"unet": CLOTHES, "levels": LEVELS, "draws": (-0.4, 1.5), "images": 200_000, "flips": False},
     "cifar10": OTHER | MEANS,
+    "maze": OTHER | {"images": 500_000, "flips": False},
 }
 """Per dataset the same, and what else differs from :class:`Recipe`'s own values. (Posterior means
 over a dataset of unknown size may take too much memory: they are not among the others'.)"""
@@ -117,13 +127,14 @@ over a dataset of unknown size may take too much memory: they are not among the 
 def recipe(data: str, arch: str, **changes: Any) -> Recipe:
     """The recipe of the shipped DDPM++ for this dataset, or its like for DiT, with changes.
 
-    With ``objective="energy"`` it is that of a network that draws: see :data:`XI`, :data:`ENERGY`.
+    With another objective than "mean" it is that of a network that draws: see :data:`XI`,
+    :data:`ENERGY` and :data:`KERNEL`.
 
     What a shipped network was trained with, its budget above all, is on its card.
 
     Args:
         data: Name or path of a dataset; one without a recipe has :data:`OTHER`.
-        arch: "ddpmpp", "ncsnpp" or "dit".
+        arch: "ddpmpp", "ncsnpp", "dit" or "path".
         changes: Other values of :class:`Recipe`'s attributes.
 
     Raises:
@@ -133,9 +144,12 @@ def recipe(data: str, arch: str, **changes: Any) -> Recipe:
         raise ValueError(f"arch: got {arch!r}, wanted one of {', '.join(ARCHITECTURES)}")
     default = dict(DEFAULTS.get(data, OTHER))
     unet, dit = default.pop("unet"), default.pop("dit")
-    options = dit if arch == "dit" else unet
-    if changes.get("objective") == "energy":
-        default, options = default | ENERGY, options | XI
+    options = {"dit": dit, "path": {}}.get(arch, unet)
+    objective = changes.get("objective", "mean")
+    if objective != "mean":
+        score = KERNEL if objective in KERNELS else ENERGY
+        own = XI if "dropout" in options else {"xi": True}
+        default, options = default | score, options | own
     plain = Recipe(data, arch, options, **default)
     if "minutes" in changes and "images" not in changes:
         changes["images"] = 0
@@ -153,8 +167,9 @@ def command(recipe: Recipe) -> str:
     words += ["--target", recipe.target]
     words += ["--levels", *map(str, recipe.levels)]
     words += ["--draws", *map(str, recipe.draws)]
-    if recipe.objective == "energy":
-        words += ["--objective", "energy", "--beta", str(recipe.beta)]
+    if recipe.objective != "mean":
+        beta = ["--beta", str(recipe.beta)], ["--bandwidth", str(recipe.bandwidth)]
+        words += ["--objective", recipe.objective, *beta[recipe.objective in KERNELS]]
         words += ["--lambda", str(recipe.repulsion), "--population", str(recipe.population)]
     if recipe.start:
         words += ["--start", recipe.start]

@@ -24,6 +24,7 @@ import torch
 
 from fpmc import data as datasets
 from fpmc.checks import as_device, as_fraction, as_not_negative, as_positive, as_whole_number
+from fpmc.distributional.scoring import KERNELS
 from fpmc.networks.architectures import ARCHITECTURES, as_options
 from fpmc.networks.optimizers import OPTIMIZERS
 from fpmc.networks.preconditioning import Preconditioned
@@ -33,6 +34,9 @@ from fpmc.networks.training.run import Run, tf32
 from fpmc.processes import processes
 
 __all__ = ["edm_loss", "energy_loss", "main", "posterior_mean", "train"]
+
+OBJECTIVES = ("mean", "energy", *KERNELS)
+"""The squared error, and the scores of draws."""
 
 
 def train(
@@ -112,8 +116,9 @@ def _check(recipe: Recipe, precision: str) -> None:
         raise ValueError(f"budget: got {recipe.images} images, {recipe.minutes} minutes")
     if not (recipe.images or recipe.minutes):
         raise ValueError("budget: got none, wanted images or minutes above 0")
-    if recipe.objective not in ("mean", "energy"):
-        raise ValueError(f"objective: got {recipe.objective!r}, wanted 'mean' or 'energy'")
+    if recipe.objective not in OBJECTIVES:
+        wanted = ", ".join(map(repr, OBJECTIVES))
+        raise ValueError(f"objective: got {recipe.objective!r}, wanted one of {wanted}")
     if recipe.target not in ("image", "posterior"):
         raise ValueError(f"target: got {recipe.target!r}, wanted 'image' or 'posterior'")
     for name, pair in (("levels", recipe.levels), ("draws", recipe.draws or LEVELS)):
@@ -123,7 +128,11 @@ def _check(recipe: Recipe, precision: str) -> None:
         raise ValueError(f"precision: got {precision!r}, wanted 'auto', 'bf16' or 'float32'")
     as_whole_number(recipe.batch, "batch", 1)
     as_positive(recipe.rate, "rate")
-    _check_score(recipe, bool(as_options(recipe.arch, recipe.options).get("xi")))
+    options, ends = as_options(recipe.arch, recipe.options), recipe.arch == "path"
+    for name, value in (("target", recipe.target == "posterior"), ("flips", recipe.flips)):
+        if value and ends:
+            raise ValueError(f"{name}: got {getattr(recipe, name)!r} where ends are known")
+    _check_score(recipe, bool(options.get("xi")))
 
 
 def _check_score(recipe: Recipe, xi: bool) -> None:
@@ -135,7 +144,15 @@ def _check_score(recipe: Recipe, xi: bool) -> None:
     if recipe.objective == "mean" and (xi or (beta, repulsion, m) != (2, 0, 1)):
         raise ValueError(
             f"objective: got 'mean' with beta = {beta:g}, lambda = {repulsion:g}, population = {m}"
-            f"{' and xi' if xi else ''}, wanted 'energy' for these"
+            f"{' and xi' if xi else ''}, wanted a score for these"
+        )
+    if recipe.objective in KERNELS:
+        as_positive(recipe.bandwidth, "bandwidth")
+        if beta != 2:
+            raise ValueError(f"beta: got {beta:g}, wanted 2, as {recipe.objective!r} has none")
+    elif recipe.bandwidth != 0:
+        raise ValueError(
+            f"bandwidth: got {recipe.bandwidth:g}, wanted 0, as {recipe.objective!r} has none"
         )
     if repulsion > 0 and m < 2:
         raise ValueError(f"population: got 1 with lambda = {repulsion:g}, wanted 2 or more")
@@ -163,9 +180,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--target", choices=["image", "posterior"], help="what is taught")
     add("--levels", type=float, nargs=2, help="mean and deviation of ln σ in the loss")
     add("--draws", type=float, nargs="*", help="the same, of weighted draws; no number: the loss's")
-    add("--objective", choices=["mean", "energy"], help="squared error, or draws by energy score")
+    add("--objective", choices=list(OBJECTIVES), help="squared error, or a score of draws")
     add("--beta", type=float, help="β of the energy score, up to 2 (default: 1)")
-    add("--lambda", type=float, dest="repulsion", help="λ of the energy score (default: 1)")
+    add("--bandwidth", type=float, help="h of a kernel score, rbf or imq (default: 1)")
+    add("--lambda", type=float, dest="repulsion", help="λ of the score (default: 1)")
     add("--population", type=int, help="m, draws for each noisy image in it (default: 4)")
     add("--start", help="a network whose weights the training starts from")
     add("--seed", type=int, help="seed of weights, order and noise (default: 0)")

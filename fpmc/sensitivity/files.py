@@ -38,6 +38,11 @@ def load(network: str | os.PathLike) -> dict[float, Float[Tensor, "k h w"]]:
     if network in _shipped():
         return read(FOLDER / f"{network}.npz")
     path = Path(network)
+    if path.suffix in (".safetensors", ".pkl"):
+        raise ValueError(
+            f"network: got {network}, wanted the file of its maps, as "
+            f"python -m fpmc.sensitivity --network {network} --out FILE.npz makes"
+        )
     if network in SHIPPED:
         raise ValueError(
             f"network: the maps of {network} are not shipped, wanted one of "

@@ -5,22 +5,22 @@ Source: Niedoba et al. (2025), section 4; Niedoba et al. (2026), equation (39).
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fpmc.checks import as_answer, as_generator, as_images, as_noise_level, as_whole_number
 from fpmc.diffusion import Denoiser, add_noise
 from fpmc.engine.memory import resolve
 from fpmc.sensitivity.files import read, write
+from fpmc.sensitivity.progress import Begun, Progress
 from fpmc.source import to_float
 
-__all__ = ["maps", "maps_over", "square_sides"]
+__all__ = ["maps", "maps_in_turn", "maps_over", "square_sides"]
 
 
 def maps(
@@ -53,10 +53,11 @@ def maps(
         seed: Seed of the noise; 0 if neither it nor a generator is given.
         generator: A generator, in the seed's place; not with a cache, which is kept by seed.
         cache: A folder in which maps are kept, by network, images, σ and seed; made if it is
-            missing. The denoiser must be a torch module then, to be recognised by its weights and
-            by its answer to one image.
+            missing. What is begun is kept there every minute, and the same call goes on from it, to
+            the same bits; SIGTERM saves it and ends the program with status 143. The denoiser must
+            be a torch module then, to be recognised by its weights and by its answer to one image.
         budget: Bytes of working memory; 1 GiB if left out.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, and to say how long it will take.
 
     Returns:
         Shape (h · w, h, w), float32, pixels k in row-major order; each map sums to 1.
@@ -69,22 +70,8 @@ def maps(
             FPMC that never vary in its source; or a generator is given with a seed or a cache.
         RuntimeError: If the denoiser is not differentiable.
     """
-    sigma = as_noise_level(sigma)
-    if generator is not None and cache is not None:
-        raise ValueError("generator: got one, and a cache, which keeps maps by seed: wanted a seed")
-    if generator is None:
-        seed = as_whole_number(0 if seed is None else seed, "seed", 0, 2**63 - 1)
-    budget = resolve(budget)
-    is_bytes = isinstance(images, Tensor) and images.dtype == torch.uint8
-    x = as_images(to_float(images) if is_bytes else images, "images")
-    if cache is None:
-        return _maps(denoiser, sigma, x, as_generator(seed, generator), budget, progress)
-    path = Path(cache) / f"{_key(denoiser, sigma, x, seed)}.npz"
-    if path.is_file():
-        return read(path)[sigma]
-    found = _maps(denoiser, sigma, x, seed, budget, progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, {sigma: found}, dtype=np.float32)
+    options = {"seed": seed, "generator": generator, "cache": cache, "budget": budget}
+    ((_, found),) = maps_in_turn(denoiser, [sigma], images, **options, progress=progress)
     return found
 
 
@@ -92,7 +79,69 @@ def maps_over(
     denoiser: Denoiser, sigmas: Iterable[float], images: Tensor, **options
 ) -> dict[float, Float[Tensor, "k h w"]]:
     """The maps at several noise levels, {sigma: maps}: see :func:`maps` for the rest."""
-    return {float(sigma): maps(denoiser, sigma, images, **options) for sigma in sigmas}
+    return dict(maps_in_turn(denoiser, sigmas, images, **options))
+
+
+def maps_in_turn(
+    denoiser: Denoiser,
+    sigmas: Iterable[float],
+    images: Tensor,
+    *,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    cache: str | os.PathLike | None = None,
+    budget: int | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[float, Float[Tensor, "k h w"]]]:
+    """The same, one level after the other, as pairs of σ and its maps.
+
+    With ``progress``, one bar runs over all levels, and after a few seconds a line says how long
+    they will take.
+    """
+    sigmas = [as_noise_level(sigma) for sigma in sigmas]
+    if generator is not None and cache is not None:
+        raise ValueError("generator: got one, and a cache, which keeps maps by seed: wanted a seed")
+    if generator is None:
+        seed = as_whole_number(0 if seed is None else seed, "seed", 0, 2**63 - 1)
+    budget = resolve(budget)
+    is_bytes = isinstance(images, Tensor) and images.dtype == torch.uint8
+    x = as_images(to_float(images) if is_bytes else images, "images")
+    shown = Progress(len(sigmas) * _rows(x), len(sigmas), progress)
+    with shown.bar:
+        for sigma in sigmas:
+            shown.at(sigma)
+            if cache is None:
+                drawn = as_generator(seed, generator)
+                yield sigma, _maps(denoiser, sigma, x, drawn, budget, shown, None)
+            else:
+                yield sigma, _kept(denoiser, sigma, x, seed, Path(cache), budget, shown)
+
+
+def _kept(
+    denoiser: Denoiser,
+    sigma: float,
+    x: Tensor,
+    seed: int,
+    cache: Path,
+    budget: int,
+    shown: Progress,
+) -> Float[Tensor, "k h w"]:
+    """Maps from the cache, or computed and kept there."""
+    key = _key(denoiser, sigma, x, seed)
+    path, begun = cache / f"{key}.npz", cache / f"{key}-begun.npz"
+    if path.is_file():
+        shown.skip(_rows(x))
+        return read(path)[sigma]
+    found = _maps(denoiser, sigma, x, seed, budget, shown, begun)
+    cache.mkdir(parents=True, exist_ok=True)
+    write(path, {sigma: found}, dtype=np.float32)
+    begun.unlink(missing_ok=True)
+    return found
+
+
+def _rows(x: Float[Tensor, "n c h w"]) -> int:
+    """How many rows the Jacobians of all images have at a noise level."""
+    return x.numel()
 
 
 def square_sides(maps: Float[Tensor, "k h w"], share: float) -> Int[Tensor, " k"]:
@@ -128,9 +177,31 @@ def _maps(
     x: Tensor,
     seed: int | torch.Generator,
     budget: int,
-    progress: bool,
+    shown: Progress,
+    begun: Path | None,
 ) -> Float[Tensor, "k h w"]:
-    z = add_noise(x, sigma, seed)
+    total = _sums(denoiser, sigma, add_noise(x, sigma, seed), budget, shown, begun)
+    mass = total.sum(dim=(1, 2), keepdim=True)
+    if not mass.isfinite().all():
+        raise ValueError("denoiser: has NaN or infinite derivatives, wanted finite ones")
+    pixels = int((mass == 0).sum())
+    if pixels:
+        raise ValueError(
+            f"denoiser: {pixels} of {len(mass)} output pixels do not depend on z at all, wanted "
+            "none (pixels that never vary in an FPMC's source are answered by their constant)"
+        )
+    return (total / mass).float()
+
+
+def _sums(
+    denoiser: Denoiser,
+    sigma: float,
+    z: Float[Tensor, "b c h w"],
+    budget: int,
+    shown: Progress,
+    begun: Path | None,
+) -> Float[Tensor, "k h w"]:
+    """The absolute entries of the Jacobians at noisy images, summed over these and channels."""
     n, c, h, w = z.shape
     k = h * w
     answer = _answer(denoiser, sigma)
@@ -138,29 +209,25 @@ def _maps(
     per_pass = max(1, min(c * k, at_once))
     batch = max(1, min(n, at_once // per_pass))
     total = torch.zeros(k, h, w, dtype=torch.float64, device=z.device)
-    with tqdm(
-        total=n * c * k, desc=f"maps at σ = {sigma:.3g}", unit="row", disable=not progress
-    ) as bar:
+    with Begun(begun, (per_pass, batch)) as sums:
+        passes = sums.read(total)
         for part in z.split(batch):
-            pull_back = _pull_back(denoiser, answer, part)
+            pull_back = None
             for rows in torch.arange(c * k, device=z.device).split(per_pass):
+                if passes > 0:
+                    passes -= 1
+                    shown.skip(len(rows) * len(part))
+                    continue
+                pull_back = pull_back or _pull_back(denoiser, answer, part)
                 seeds = torch.zeros(len(rows), c * k, dtype=z.dtype, device=z.device)
                 seeds[torch.arange(len(rows)), rows] = 1
                 seeds = seeds.reshape(-1, 1, c, h, w).expand(-1, len(part), -1, -1, -1)
                 jacobian = pull_back(seeds)
-                sums = jacobian.abs().double().sum(dim=(1, 2))
-                total.index_add_(0, rows % k, sums)
-                bar.update(len(rows) * len(part))
-    mass = total.sum(dim=(1, 2), keepdim=True)
-    if not mass.isfinite().all():
-        raise ValueError("denoiser: has NaN or infinite derivatives, wanted finite ones")
-    pixels = int((mass == 0).sum())
-    if pixels:
-        raise ValueError(
-            f"denoiser: {pixels} of {k} output pixels do not depend on z at all, wanted none "
-            "(pixels that never vary in an FPMC's source are answered by their constant)"
-        )
-    return (total / mass).float()
+                added = jacobian.abs().double().sum(dim=(1, 2))
+                total.index_add_(0, rows % k, added)
+                shown.add(len(rows) * len(part))
+                sums.added(total)
+    return total
 
 
 def _pull_back(

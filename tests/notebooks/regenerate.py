@@ -1,7 +1,7 @@
-"""Store every chapter, with its default parameters and its text outputs, beside this file.
+"""Store the code of every chapter, with default parameters, and its text outputs, beside this file.
 
-The outputs are those of the book's cache; what it lacks is executed. Only text is kept, so that
-diffs read well and the repository stays small.
+The outputs are those of the book's cache; what it lacks is executed. Prose and pictures are left
+out, so that diffs read well and the repository stays small.
 """
 
 import os
@@ -23,12 +23,12 @@ def stored(chapter: Path) -> Path:
     return FOLDER / f"{chapter.stem}.ipynb"
 
 
-def text_alone(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A chapter with its text outputs."""
+def code_alone(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A chapter's code with its text outputs."""
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for i, cell in enumerate(notebook.cells):
         cell.id = f"cell-{i}"
-        if cell.cell_type == "code":
-            cell.outputs = _text(cell.outputs)
+        cell.outputs = _text(cell.outputs)
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
     return notebook
 
@@ -60,7 +60,7 @@ def main(names: list[str]) -> int:
     for chapter in wanted:
         if (done := chapters.cached(chapter)) is not None:
             beside = stored(chapter).with_suffix(".tmp")
-            nbformat.write(text_alone(done.notebook), beside)
+            nbformat.write(code_alone(done.notebook), beside)
             os.replace(beside, stored(chapter))
     return status
 

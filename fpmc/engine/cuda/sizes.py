@@ -11,7 +11,17 @@ from fpmc.engine.memory import FLOAT64
 from fpmc.engine.problem import Problem
 from fpmc.operators import Box, Dense, Identity, Operator
 
-__all__ = ["ROWS", "Need", "Sizes", "choose", "need", "span"]
+__all__ = [
+    "MOST_AT_ONCE",
+    "PROGRAMS",
+    "ROWS",
+    "Need",
+    "Sizes",
+    "choose",
+    "need",
+    "processors",
+    "span",
+]
 
 ROWS = 32
 """Rows of an image whose sums a program for squares holds."""
@@ -100,7 +110,7 @@ def choose(
         return None
     room, per_z = limit - wants.once, wants.z + wants.z_split
     side_by_side = 1 if isinstance(queries, Box) else NOISY
-    programs = -(-PROGRAMS * _processors(device) // _blocks(queries, precision))
+    programs = -(-PROGRAMS * processors(device) // _blocks(queries, precision))
     for_splits = min(
         room // 4, limit - wants.least, programs * min(batch, side_by_side) * wants.z_split
     )
@@ -131,7 +141,8 @@ def _blocks(queries: Operator, precision: Precision) -> int:
     return -(-queries.k // precision.tiles.columns)
 
 
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
+    """A GPU's processors; 1 elsewhere."""
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count

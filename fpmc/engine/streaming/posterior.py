@@ -1,13 +1,15 @@
-"""What filtered posteriors are: weights, means, effective numbers, draws, the heaviest, modes."""
+"""What filtered posteriors are: weights, means, entropies, draws, the heaviest, modes."""
 
+import math
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fpmc.engine.problem import Problem
+from fpmc.engine.problem import Problem, log_weights
 from fpmc.engine.softmax import OnlineSoftmax
 from fpmc.engine.sparsity import ready
 from fpmc.engine.streaming.arithmetic import FLOAT64, pixels_first, tiles
@@ -19,9 +21,11 @@ from fpmc.operators import Ones, Operator
 from fpmc.source import Source
 
 __all__ = [
+    "Knowledge",
     "draws",
     "effective_number",
     "heaviest",
+    "knowledge",
     "mean_and_evidence",
     "nearest",
     "posterior_means",
@@ -69,6 +73,52 @@ def effective_number(z: Float[Tensor, "b c h w"], problem: Problem) -> Float[Ten
         log_norm = _log_norm(walk()).unsqueeze(-1)
         squares = sum(ell.sub_(log_norm).mul_(2).exp_().sum(-1) for _, ell in walk())
         result[part] = (1 / squares).T
+    return result
+
+
+class Knowledge(NamedTuple):
+    r"""What posteriors know, shapes (b, k), float64, in nats.
+
+    Attributes:
+        entropy: :math:`-\sum_n w_n \log w_n`.
+        information: :math:`\sum_n w_n \log (w_n / S(x_n))`, from 0.
+        evidence: :math:`\log \sum_n S(x_n) \exp(-(Q \delta_n)_k / 2\sigma^2)`.
+    """
+
+    entropy: Float[Tensor, "b k"]
+    information: Float[Tensor, "b k"]
+    evidence: Float[Tensor, "b k"]
+
+
+@without_autograd
+def knowledge(z: Float[Tensor, "b c h w"], problem: Problem) -> Knowledge:
+    r"""Entropies, information over the prior S, and evidences, in one walk over the source.
+
+    With :math:`t_n = \ell_n - m` off the peak m, :math:`M = \sum_n e^{t_n}` and
+    :math:`A = -\sum_n e^{t_n} t_n` the entropy is :math:`\log M + A / M`. When the peak rises by a,
+    A becomes :math:`e^{-a} (A + a M)`.
+    """
+    result = Knowledge(*(z.new_empty(3, len(z), problem.queries.k, dtype=torch.float64)))
+    prior = log_weights(problem.source, z.new_empty(0, dtype=torch.float64))
+    uniform = -math.log(len(problem.source))
+    for part, walk in _parts(z, problem, rows=4):
+        softmax, spread, cross, start = OnlineSoftmax(), 0, 0, 0
+        for x, ell in walk():
+            peak, mass, stop = softmax.peak, softmax.mass, start + x.shape[-1]
+            weights = softmax.weigh(softmax.take(ell))
+            if peak is not None:
+                spread = softmax.shrink * (spread + (softmax.peak - peak) * mass)
+                cross = softmax.shrink * cross
+            spread = spread + torch.stack([torch.special.entr(w).sum(-1) for w in weights])
+            if prior is not None:
+                cross = cross + weights @ prior[start:stop]
+            start = stop
+        spread, log_norm = spread / softmax.mass, softmax.log_norm()
+        entropy = (softmax.mass.log() + spread).clamp_(min=0)
+        expected = uniform if prior is None else cross / softmax.mass  # of log S
+        result.entropy[part] = entropy.T
+        result.information[part] = (-entropy - expected).clamp_(min=0).T
+        result.evidence[part] = (log_norm + (uniform if prior is None else 0)).T
     return result
 
 

@@ -54,10 +54,11 @@ class Translations:
         problem: What is asked.
         local: What answers the same squares without translations, differentiably: a pixel in a
             corner shares its source patches with no other.
+        fused: Whether the kernel of :mod:`fpmc.engine.cuda.patches` takes the products.
     """
 
-    def __init__(self, problem: Problem, local: Callable[[Tensor], Tensor]):
-        self.problem, self.local = problem, local
+    def __init__(self, problem: Problem, local: Callable[[Tensor], Tensor], *, fused: bool = False):
+        self.problem, self.local, self.fused = problem, local, fused
         self._log_norms: list[Tensor] = []
 
     @without_autograd
@@ -91,6 +92,8 @@ class Translations:
             leaf = z.detach().requires_grad_()
             (to_z,) = torch.autograd.grad(self.local(leaf), leaf, alone)
         to_z = to_z.double()
+        if not self._log_norms:  # another path has answered
+            self.answer(z)
         for region, log_norm in zip(regions(self.problem), self._log_norms, strict=True):
             for part, size in self._parts(z, region, back=True):
                 places = slice(part.start * region.places, part.stop * region.places)
@@ -100,18 +103,20 @@ class Translations:
 
     def _parts(self, z: Tensor, region: Region, *, back: bool) -> Iterator[tuple[slice, Sizes]]:
         """The batch in parts that fit the budget."""
-        size = sizes(self.problem, len(z), region, z.device, back=back)
+        fused = self.fused and not back
+        size = sizes(self.problem, len(z), region, z.device, back=back, fused=fused)
         for start in range(0, len(z), size.b):
             yield slice(start, min(start + size.b, len(z))), size
 
     def _sum(self, z: Tensor, region: Region, size: Sizes) -> list[OnlineSoftmax]:
         """The sums over the source, for some of the patches each."""
         wanted = region.patches(z.double()).split(size.rows)
-        softmaxes = [OnlineSoftmax() for _ in wanted]
+        softmaxes, add = [OnlineSoftmax() for _ in wanted], _add
+        if self.fused:
+            from fpmc.engine.cuda.patches import add
         for values, patches, bias in tiles(self.problem, region, size.n, z.device):
             for rows, softmax in zip(wanted, softmaxes, strict=True):
-                ell = torch.addmm(bias, rows, patches.T, alpha=self.problem.sigma**-2)
-                softmax.add(softmax.weigh(softmax.take(ell)) @ values)
+                add(softmax, rows, patches, bias, values, self.problem.sigma)
         return softmaxes
 
     def _add_slopes(self, region, size, z, x_hat, gradient, log_norm, to_z) -> None:
@@ -128,6 +133,12 @@ class Translations:
                 weights *= (g[rows] @ values.T).sub_(average[rows])
                 total[rows].addmm_(weights, patches, alpha=self.problem.sigma**-2)
         region.add_patches(total, to_z)
+
+
+def _add(softmax, z, x, bias, values, sigma) -> None:
+    """What :func:`fpmc.engine.cuda.patches.add` does, by a product in PyTorch."""
+    ell = torch.addmm(bias, z, x.T, alpha=sigma**-2)
+    softmax.add(softmax.weigh(softmax.take(ell)) @ values)
 
 
 def regions(problem: Problem) -> list[Region]:
@@ -154,9 +165,23 @@ def tiles(
 
 
 def sizes(
-    problem: Problem, batch: int, region: Region, device: torch.device, *, back: bool
+    problem: Problem,
+    batch: int,
+    region: Region,
+    device: torch.device,
+    *,
+    back: bool,
+    fused: bool = False,
 ) -> Sizes:
     """Sizes that keep the budget, and on a CPU arrays in cache.
+
+    Args:
+        problem: What is asked.
+        batch: Number of noisy images.
+        region: The boundary class with most places.
+        device: Where.
+        back: Whether for gradients.
+        fused: Whether the kernel of :mod:`fpmc.engine.cuda.patches` takes the products.
 
     Raises:
         ValueError: If the budget is too small for a patch against one source image's.
@@ -170,12 +195,20 @@ def sizes(
     if back:
         per_z += (4 * dimensions + places * 2 * d) * FLOAT64
         per_pair *= 2
-    least = per_z + per_x + per_pair
+    once = 0
+    if fused:
+        from fpmc.engine.cuda.patches import memory
+
+        once, per_row = memory(c, device)
+        per_z, per_pair = per_z + places * per_row, 0
+    least = once + per_z + per_x + per_pair
     if budget < least:
         raise too_small(budget, least, f"{places} patches of an image of shape {source.shape}")
     cached = CACHE_FRIENDLY // 8 if device.type == "cpu" else budget
-    b = max(1, min(batch, budget // 4 // per_z))
-    room = budget - b * per_z
+    b = max(1, min(batch, (budget - once) // 4 // per_z))
+    room = budget - once - b * per_z
+    if fused:
+        return Sizes(b, b * places, max(1, min(len(source), room // per_x)))
     most = max(1, min(len(source), min(room // 2, cached) // per_x))
     pairs = max(1, min(room - most * per_x, cached) // per_pair)
     n = min(most, max(math.isqrt(pairs // places), pairs // (b * places), 1))

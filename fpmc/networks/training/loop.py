@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fpmc.forecast import Forecast
 from fpmc.limits import TERMINATED, OutOfTimeError, termination
 from fpmc.networks.training.states import Stateful, read_state, restore, write_state
 from fpmc.processes import ALONE, Processes
 
 __all__ = ["Batches", "Loop", "Optimizer", "seed_of"]
-
-MEASURED = 2.0
-"""Seconds of steps after which the loop says how long the rest will take."""
 
 
 @runtime_checkable
@@ -156,7 +154,7 @@ class Loop:
         end, saved = (time.monotonic() + 60 * minutes for minutes in (limit, save_minutes))
         started = time.monotonic() - self.seconds
         with torch.random.fork_rng(), termination() as told, self._bar(progress) as bar:
-            estimate = _Estimate()
+            forecast = Forecast(self.description, "step")
             share, _ = self.processes.agree(self.share, 0)
             while share < 1:
                 self._advance(share)
@@ -173,7 +171,7 @@ class Loop:
                 if share < 1 and late:
                     self._stop(told())
                 if not bar.disable:
-                    estimate.tell(self, bar)
+                    self._tell(forecast, bar)
             if self.pending:
                 self._row()
             self.write()
@@ -217,6 +215,12 @@ class Loop:
             disable=not progress or self.processes.rank > 0,
         )
 
+    def _tell(self, forecast: Forecast, bar: tqdm) -> None:
+        most = 60 * self.minutes - self.seconds if self.minutes else math.inf
+        left = (self.budget - self.count) / self.counted[1] if self.budget else math.inf
+        if said := forecast(self.done, self.seconds, left, most):
+            bar.write(said, file=sys.stderr)
+
     def _advance(self, share: float) -> None:
         if self.rate is not None:
             for group in self.optimizer.param_groups:
@@ -253,39 +257,6 @@ class Loop:
             f"stopped after {self.count:,} {self.counted[0]}, {self.share:.0%} of the budget"
             f"{where}, and the same call goes on"
         )
-
-
-class _Estimate:
-    """How long the rest will take, told once, by the first steps but the very first."""
-
-    def __init__(self) -> None:
-        self.first: tuple[int, float] | None = None
-        self.told = False
-
-    def tell(self, loop: Loop, bar: tqdm) -> None:
-        if self.told:
-            return
-        if self.first is None:
-            self.first = loop.done, loop.seconds
-        steps, seconds = loop.done - self.first[0], loop.seconds - self.first[1]
-        if seconds < MEASURED:
-            return
-        self.told = True
-        left = [60 * loop.minutes - loop.seconds] if loop.minutes else []
-        if loop.budget:
-            left.append((loop.budget - loop.count) / loop.counted[1] * seconds / steps)
-        bar.write(
-            f"{loop.description}: about {_duration(max(0.0, min(left)))} to go "
-            f"({seconds / steps:.2g} s a step, by the first {steps})",
-            file=sys.stderr,
-        )
-
-
-def _duration(seconds: float) -> str:
-    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {name}"
-    return f"{seconds:.0f} seconds"
 
 
 def seed_of(*words: int) -> int:

@@ -7,10 +7,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fpmc.distributional.scoring import energy_score
+from fpmc.distributional.scoring import energy_score, kernel_score
 from fpmc.networks.preconditioning import Preconditioned
 
-__all__ = ["Loss", "edm_loss", "energy_loss", "posterior_draws", "posterior_mean"]
+__all__ = [
+    "Loss",
+    "edm_loss",
+    "energy_loss",
+    "kernel_loss",
+    "posterior_draws",
+    "posterior_mean",
+]
 
 
 def edm_loss(
@@ -36,7 +43,7 @@ def edm_loss(
             levels that were drawn from another distribution.
         target: What stands in the loss in place of x as the answer, shape (b, c, h, w).
     """
-    error = network.denoise(x + sigma[:, None, None, None] * noise, sigma)
+    error = network.denoise(network.noisy(x, sigma, noise), sigma)
     error = error - (x if target is None else target)
     return (weight * _level(network, sigma) * error.square().mean(dim=(1, 2, 3))).mean()
 
@@ -77,21 +84,77 @@ def energy_loss(
 
     Source: De Bortoli et al. (2025).
     """
-    z, more = x + sigma[:, None, None, None] * noise, []
-    m = 1 if xi is None else xi.shape[1]
+    each, targets = _draws(network, network.noisy(x, sigma, noise), sigma, x, targets, xi)
+    score = energy_score(each, targets.flatten(0, 1), beta, repulsion).view(len(targets), -1)
+    level = _level(network, sigma) ** (beta / 2)
+    return (weight * level * (score.mean(0) / x[0].numel() ** (beta / 2))).mean()
+
+
+def kernel_loss(
+    network: Preconditioned,
+    x: Float[Tensor, "b c h w"],
+    sigma: Float[Tensor, " b"],
+    noise: Tensor,
+    weight: Tensor | float = 1.0,
+    targets: Float[Tensor, "t b c h w"] | None = None,
+    xi: Float[Tensor, "b m c h w"] | None = None,
+    *,
+    kernel: str,
+    bandwidth: float,
+    repulsion: float,
+) -> Float[Tensor, ""]:
+    r"""The kernel score of m draws for each noisy image, with distances in the network's units.
+
+    .. math:: \frac1b \sum_i \Big[ \frac1m \sum_j \rho\Big(\frac{\hat x_{ij} - x_i}{u_i}\Big)
+        - \frac{\lambda}{2 m (m - 1)} \sum_{j \neq j'}
+        \rho\Big(\frac{\hat x_{ij} - \hat x_{ij'}}{u_i}\Big) \Big], \qquad
+        u_i = c_\text{out}(\sigma_i) \sqrt D
+
+    with ρ = 1 − k of :func:`fpmc.distributional.kernel_score`. In these units the answer of an
+    untrained network is about 1 from x at every noise level, so one bandwidth suits all.
+
+    Args:
+        network: x̂: one that draws, or without ξ one that does not.
+        x: Clean images in [-1, 1], shape (b, c, h, w).
+        sigma: A noise level for each, shape (b,).
+        noise: ε ~ N(0, I), shape (b, c, h, w).
+        weight: A further factor for each, as in :func:`edm_loss`.
+        targets: As in :func:`energy_loss`.
+        xi: As in :func:`energy_loss`.
+        kernel: "rbf" or "imq".
+        bandwidth: h > 0, in these units.
+        repulsion: λ, from 0 to 1.
+
+    Source: De Bortoli et al. (2025); Gneiting and Raftery (2007), section 5.
+    """
+    each, targets = _draws(network, network.noisy(x, sigma, noise), sigma, x, targets, xi)
+    unit = (_level(network, sigma) / x[0].numel()).sqrt()[:, None, None, None]
+    targets, each = targets * unit, (each.unflatten(1, (len(targets), -1)) * unit).flatten(1, 2)
+    score = kernel_score(each, targets.flatten(0, 1), kernel, bandwidth=bandwidth, weight=repulsion)
+    return (weight * score.view(len(targets), -1).mean(0)).mean()
+
+
+def _draws(
+    network: Preconditioned,
+    z: Tensor,
+    sigma: Tensor,
+    x: Tensor,
+    targets: Tensor | None,
+    xi: Tensor | None,
+) -> tuple[Float[Tensor, "m tb c h w"], Float[Tensor, "t b c h w"]]:
+    """All draws by one call of the network, once for each target, and the targets."""
+    m, more = 1 if xi is None else xi.shape[1], []
     if xi is not None:
         more = [xi.transpose(0, 1).flatten(0, 1)]
     draws = network.denoise(z.repeat(m, 1, 1, 1), sigma.repeat(m), *more).unflatten(0, (m, -1))
     targets = x[None] if targets is None else targets
-    t = len(targets)
-    each = draws[:, None].expand(m, t, *x.shape).flatten(1, 2)
-    score = energy_score(each, targets.flatten(0, 1), beta, repulsion).view(t, -1).mean(0)
-    level = _level(network, sigma) ** (beta / 2)
-    return (weight * level * (score / x[0].numel() ** (beta / 2))).mean()
+    return draws[:, None].expand(m, len(targets), *x.shape).flatten(1, 2), targets
 
 
 def _level(network: Preconditioned, sigma: Tensor) -> Tensor:
-    """λ(σ), the inverse of c_out²."""
+    """λ(σ), the inverse of c_out²; of σ_d² where F is x̂. Both let every noise level start equal."""
+    if network.direct:
+        return torch.full_like(sigma, network.sigma_data**-2)
     return (sigma**2 + network.sigma_data**2) / (sigma * network.sigma_data) ** 2
 
 
@@ -134,14 +197,17 @@ class Loss(torch.nn.Module):
 
     Args:
         network: What is trained.
-        options: β and the repulsion of :func:`energy_loss`; without any it is :func:`edm_loss`.
+        options: β and the repulsion of :func:`energy_loss`, or the options of :func:`kernel_loss`;
+            without any it is :func:`edm_loss`.
     """
 
-    def __init__(self, network: Preconditioned, **options: float):
+    def __init__(self, network: Preconditioned, **options: float | str):
         super().__init__()
         self.network, self.options = network, options
 
     def forward(self, *batch: Tensor | None) -> Tensor:
+        if "kernel" in self.options:
+            return kernel_loss(self.network, *batch, **self.options)
         if self.options:
             return energy_loss(self.network, *batch, **self.options)
         return edm_loss(self.network, *batch)

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fpmc
 from fpmc import data as datasets
 from fpmc.data import fingerprint
+from fpmc.distributional.scoring import KERNELS
 from fpmc.networks.architectures import build
 from fpmc.networks.checkpoints import save
 from fpmc.networks.loading import card, load
@@ -42,6 +43,8 @@ MAY_CHANGE = ("data", "images", "minutes")
 """What may differ when a run goes on: the budget, and where the images lie; a hash tells them."""
 ENERGY_ALONE = ("objective", "beta", "repulsion", "population")
 """What the state of a network of means does not say."""
+KERNEL_ALONE = ("bandwidth",)
+"""What the state of a network says that was trained by a kernel score."""
 TARGETS = 16
 """Draws from the training set's posterior over which a score is averaged."""
 
@@ -78,6 +81,9 @@ class Run:
         self.score = {}
         if recipe.objective == "energy":
             self.score = {"beta": recipe.beta, "repulsion": recipe.repulsion}
+        elif recipe.objective in KERNELS:
+            self.score = {"kernel": recipe.objective, "bandwidth": recipe.bandwidth}
+            self.score |= {"repulsion": recipe.repulsion}
         self.loss = Loss(self.network, **self.score)
         if processes.world > 1:
             self.loss = DistributedDataParallel(self.loss)
@@ -90,6 +96,7 @@ class Run:
     def _loop(self) -> Loop:
         identity = asdict(self.recipe) | {"images_hash": fingerprint(self.dataset.train)}
         apart = MAY_CHANGE if self.score else (*MAY_CHANGE, *ENERGY_ALONE)
+        apart += () if "kernel" in self.score else KERNEL_ALONE
         return Loop(
             step=self.gradient_of,
             batches=self.batches,
@@ -114,7 +121,7 @@ class Run:
         x, sigma, noise, weight, *xi = (self.processes.part(values) for values in batch)
         target = None
         if self.known is not None:
-            z = x + sigma[:, None, None, None] * noise
+            z = self.network.noisy(x, sigma, noise)
             if self.score:
                 target = posterior_draws(self.known, z, sigma, TARGETS)
             else:
