@@ -18,7 +18,7 @@ import fpmc
 from fpmc import diffusion, kernels, mixtures
 from fpmc.collection import FPMC
 from fpmc.experiments.job import Job, in_batches
-from fpmc.experiments.tuning import HeldOut, schedule_of
+from fpmc.experiments.tuning import HeldOut, base
 from fpmc.levels import Constant
 from fpmc.mixtures import Mixture
 from fpmc.operators import Box, Dense, Ones, Operator
@@ -108,9 +108,7 @@ class Level:
     @cached_property
     def masks(self) -> tuple[Operator, Operator]:
         """Q and R of PSPC-Flex at this level."""
-        schedule = schedule_of(self.job, "pspc_flex")
-        made = fpmc.methods.pspc_flex(self.source, self.job.sensitivity, schedule)
-        return made.operators(self.sigma)
+        return base(self.job, "pspc_flex").operators(self.sigma)
 
     @cached_property
     def mixtures(self) -> dict[str, Found]:
@@ -120,8 +118,8 @@ class Level:
     @cached_property
     def squares(self) -> dict[str, Found]:
         """What PSPC-Square answers, at four sides around the schedule's."""
-        squares = fpmc.methods.pspc_square(self.source, schedule_of(self.job, "pspc_square"))
-        shape, p = self.source.shape[1:], squares.operators(self.sigma)[0].p
+        shape = self.source.shape[1:]
+        p = base(self.job, "pspc_square").operators(self.sigma)[0].p
         sides = [q for q in (p - 2, p, p + 2, p + 4) if 1 <= q <= min(shape)]
         return self.each({f"p = {q}": self.collection(*2 * [Box(shape, q)]) for q in sides})
 
