@@ -81,7 +81,7 @@ class Path(nn.Module):
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, c * waves)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-        self.c = c
+        self.c, self.behind_xi = c, 2 * c  # the ends are the last columns of embed
 
     def forward(
         self, x: Float[Tensor, "b i 1 t"], condition: Float[Tensor, " b"]

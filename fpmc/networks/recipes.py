@@ -44,7 +44,7 @@ class Recipe:
         bandwidth: h of a kernel score, in the units of
             :func:`fpmc.networks.training.loss.kernel_loss`; 0 where there is none.
         start: A network whose weights the training starts from, as ``fpmc.networks.load`` takes
-            it; empty for fresh ones.
+            it; empty for fresh ones. A network that draws may start from one of means.
         seed: Seed of the weights, the order and the noise. A whole number, no generator: each step
             makes its own from it and the step's number, so that a stopped run goes on to the same
             bits, and the card says all that the weights depend on.

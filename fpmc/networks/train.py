@@ -2,8 +2,11 @@
 
     python -m fpmc.networks.train --data photos --arch ddpmpp
     python -m fpmc.networks.train --data digits --arch ddpmpp --objective energy
+    python -m fpmc.networks.train --data digits --arch ddpmpp --objective energy \\
+        --start digits/ddpmpp
 
-The second is a network that draws from p(x | z), trained by a scoring rule.
+The second is a network that draws from p(x | z), trained by a scoring rule; the third starts from
+the weights of a network of means, and needs less time.
 
 What is left out is taken from the data's recipe, see :mod:`fpmc.networks.recipes`. A run that is
 told to end (SIGTERM) saves what it did and ends with status 143; the same command goes on.

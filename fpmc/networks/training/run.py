@@ -25,6 +25,7 @@ from fpmc.networks.recipes import Recipe, command
 from fpmc.networks.training.batches import NoisyBatches, held_out_batch
 from fpmc.networks.training.loop import Loop
 from fpmc.networks.training.loss import Loss, posterior_draws, posterior_mean
+from fpmc.networks.training.starting import start_from
 from fpmc.processes import Processes
 from fpmc.source import to_float
 from fpmc.storage import try_writing, write_rows
@@ -161,24 +162,13 @@ class Run:
             raise
 
     def _begin(self, network: Preconditioned) -> None:
-        """Take the weights of another network of this architecture, dropout aside."""
+        """Take the weights of the network that the recipe starts from."""
         start = load(self.recipe.start)
         try:
             self.begun = card(self.recipe.start)
         except ValueError:  # another's, which has none
             self.begun = {"network": str(self.recipe.start)}
-        got, wanted = (
-            {k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (start, network)
-        )
-        differ = [name for name in got | wanted if got.get(name) != wanted.get(name)]
-        if differ:
-            some = (f"{k} {got.get(k, 'none')}, {wanted.get(k, 'none')}" for k in differ[:3])
-            raise ValueError(
-                f"start: {self.recipe.start!r} is another network: got {start.size:,} parameters, "
-                f"wanted {network.size:,}\n{len(differ)} tensors differ in name or shape, "
-                f"first (got, wanted): {'; '.join(some)}"
-            )
-        network.load_state_dict(start.state_dict())
+        start_from(network, start, str(self.recipe.start))
 
     def _rate(self, share: float) -> float:
         rise = min(1.0, share / WARM_UP + 1e-3)
