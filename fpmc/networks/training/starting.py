@@ -61,9 +61,7 @@ def _differing(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
 
 
 def _message(network: Preconditioned, start: Preconditioned, name: str) -> str:
-    got, wanted = (
-        {k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (start, network)
-    )
+    got, wanted = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (start, network))
     differ = [k for k in got | wanted if got.get(k) != wanted.get(k)]
     some = (f"{k} {got.get(k, 'none')}, {wanted.get(k, 'none')}" for k in differ[:3])
     return (
