@@ -48,6 +48,7 @@ SETTINGS = "settings"
 """What stands beside the measures, and is no method: what decided the samples, as JSON."""
 TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command", "trained_on")
 TEXT += ("device", "precision", "version", "torch", "code", "date", "network_hash", "data_hash")
+TEXT += ("float16_at",)
 TEXT += ("kind", "fault", "outcome", "sampler")
 TEXT += ("schedule_hash", "maps_hash", "arguments", "learn", "tuning", "strategy", "by", "step")
 TEXT += ("before", "axis", "chosen", "tried", "each")
@@ -75,7 +76,8 @@ def read(
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
             "trials", "tuning", "augmentation", "published", "recipe", "axes", "memorisation",
-            "places", "distributional", "draws_cost" or "paths"; or "faults" of "faults".
+            "places", "distributional", "draws_cost" or "paths"; "faults" of "faults"; "packed" or
+            "samples" of "packing".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:

@@ -106,3 +106,16 @@ def test_one_network_of_the_grid_is_computed_alone(job, tmp_path, monkeypatch):
     assert [row["network"] for row in rows] == ["rbf-1"]
     with pytest.raises(ValueError, match=r"score: got 'rbf', wanted some of .*rbf-1"):
         stages.run("distributional", replace(job, score=("rbf",)), Clock())
+
+
+def test_images_without_labels_are_compared_without_a_classifier(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributional, "CALLS", (1,))
+    monkeypatch.setattr(distributional, "classifier", None)
+    labels = replace(job.dataset, train_labels=None, test_labels=None)
+    monkeypatch.setattr(Job, "dataset", labels)
+    chosen = replace(job, score=("training images", "digits/ddpmpp"))
+    stages.run("distributional", chosen, Clock())
+    rows = results.read("digits", "distributional", tmp_path / "results")
+    assert [row["sampler"] for row in rows] == ["none", *MEAN]
+    assert all(row["energy"].n == 2 and math.isfinite(row["energy"]) for row in rows)
+    assert not any("frechet" in row for row in rows)

@@ -64,9 +64,9 @@ class TestANetworkThatDrawsStartsFromOneOfMeans:
             assert torch.equal(weights[:, kept], given[name])
 
     def test_another_network_is_an_error(self, arch):
-        shape, options = MADE[arch]
+        _, options = MADE[arch]
         wide = "channels" if "channels" in options else "width"
-        with pytest.raises(ValueError, match="start: 'mine' is another network: got .* par"):
+        with pytest.raises(ValueError, match=r"start: 'mine' is another network: got .* par"):
             start_from(fresh(arch, **{wide: 2 * options[wide]}), means(arch), "mine")
-        with pytest.raises(ValueError, match="start: 'mine' is another network: got .* par"):
+        with pytest.raises(ValueError, match=r"start: 'mine' is another network: got .* par"):
             start_from(means(arch), fresh(arch), "mine")  # nothing to put in the place of its ξ

@@ -3,9 +3,9 @@
 A grid of networks is trained by the energy score, over β, λ and the number m of its draws, some by
 kernel scores, and one of means beside them, all small and with as many answers to compute. Their
 samples, those of the data's own networks and those of an FPMC's posteriors are compared with
-held-out images: by the energy distance, and by the Fréchet distance of features of a classifier of
-the labels. Errors are over sets of samples, each from noise of its own. Training images stand
-beside them.
+held-out images: by the energy distance, and where images have labels by the Fréchet distance of
+features of a classifier of them. Errors are over sets of samples, each from noise of its own.
+Training images stand beside them.
 
 Source: De Bortoli et al. (2025), "Distributional Diffusion Models with Scoring Rules".
 """
@@ -120,10 +120,11 @@ class Judge:
         self.size = len(self.held)
 
     @cached_property
-    def features(self) -> Callable[[Tensor], Tensor]:
+    def features(self) -> Callable[[Tensor], Tensor] | None:
+        """Those of a classifier of the labels; None of images that have no labels."""
         labels = self.job.dataset.train_labels
         if labels is None:
-            raise ValueError(f"data: got {self.job.data}, wanted images with labels")
+            return None
         images = self.job.source.read(slice(None))
         return classifier(images, labels.to(images.device), self.job.seed)[0]
 
@@ -141,11 +142,10 @@ class Judge:
         own = 1000 * self.job.seed + FIRST_SEED + seed
         z = diffusion.initial_noise(self.size, self.held.shape[1:], own).to(self.job.device)
         x = sampler(z, own).clamp(-1, 1)
-        return {
-            "energy": metrics.energy_distance(x, self.held),
-            "frechet": metrics.frechet(self.features(x), self.features(self.held)),
-            "nearest": metrics.nearest(x, self.job.source)[0].median().item(),
-        }
+        values = {"energy": metrics.energy_distance(x, self.held)}
+        if self.features is not None:
+            values["frechet"] = metrics.frechet(self.features(x), self.features(self.held))
+        return values | {"nearest": metrics.nearest(x, self.job.source)[0].median().item()}
 
 
 def _makers(job: Job, clock: Clock) -> dict[str, Callable[[], Maker]]:

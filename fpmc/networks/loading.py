@@ -28,7 +28,7 @@ SHIPPED = (
 )
 """The networks that come with the package: dataset/architecture, and -seed if it is not 0."""
 
-DRAWING = ("digits/ddpmpp-draws",)
+DRAWING = ("digits/ddpmpp-draws", "photos/ddpmpp-draws")
 """Shipped networks that draw, :class:`fpmc.networks.Drawing`: called with ξ, no denoisers."""
 
 FOLDER = Path(str(resources.files("fpmc.networks"))) / "shipped"

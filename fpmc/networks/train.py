@@ -1,8 +1,8 @@
-"""Train a network on the images that are also an FPMC's source.
+r"""Train a network on the images that are also an FPMC's source.
 
     python -m fpmc.networks.train --data photos --arch ddpmpp
     python -m fpmc.networks.train --data digits --arch ddpmpp --objective energy
-    python -m fpmc.networks.train --data digits --arch ddpmpp --objective energy \\
+    python -m fpmc.networks.train --data digits --arch ddpmpp --objective energy \
         --start digits/ddpmpp
 
 The second is a network that draws from p(x | z), trained by a scoring rule; the third starts from

@@ -1,0 +1,101 @@
+"""Pack shipped networks to ten bits a weight, and keep how far their answers moved.
+
+    python -m fpmc.experiments.packing digits/dit photos/ncsnpp
+
+writes the files again as ``fpmc.networks.save(..., packed=True)`` does, in place. Then it asks both
+about the same noisy held-out images at every published level, and lets both make samples from the
+same noise. What moved is kept in ``results/packing``: ``packed.csv`` and ``samples.csv``.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from fpmc import data, diffusion, metrics, networks
+from fpmc.experiments.options import ROOT
+from fpmc.experiments.provenance import provenance
+from fpmc.experiments.tables import Table
+from fpmc.networks.checkpoints import PACKED
+from fpmc.networks.loading import FOLDER
+from fpmc.source import to_float
+
+__all__ = ["main", "pack_file", "what_moved"]
+
+IMAGES = 64
+"""Noisy images, and samples, of each network."""
+LEVELS, SEED = 18, 0
+
+Denoiser = Callable[[Tensor, float], Tensor]
+
+
+def pack_file(path: Path) -> None:
+    """Write a network's file again in ten bits a weight, with the same card.
+
+    Raises:
+        ValueError: If it is packed already.
+    """
+    with safe_open(path, framework="pt") as file:
+        if file.metadata().get("format") == PACKED:
+            raise ValueError(f"network: {path} is packed already")
+    networks.save(networks.load(path), path, networks.card(path), packed=True)
+
+
+@torch.no_grad()
+def what_moved(before: Denoiser, after: Denoiser, images: Tensor) -> tuple[list[dict], dict]:
+    """How far answers at every level and samples moved, as shares of the norm before.
+
+    Of samples also the coefficient of determination, with those before as the reference.
+
+    Args:
+        before: A denoiser.
+        after: The same, packed.
+        images: Clean images, shape (b, c, h, w); there are as many samples.
+    """
+    levels, rows = diffusion.edm_sigmas(LEVELS), []
+    for sigma in levels.tolist():
+        z = diffusion.add_noise(images, sigma, SEED)
+        rows.append({"sigma": f"{sigma:.6g}", "change": _change(before(z, sigma), after(z, sigma))})
+    z = diffusion.initial_noise(len(images), images.shape[1:], SEED)
+    one, other = (diffusion.sample(network, z, levels) for network in (before, after))
+    r2 = f"{metrics.r2(other, one):.6f}"
+    return rows, {"steps": len(levels), "change": _change(one, other), "r2": r2}
+
+
+def _change(one: Tensor, other: Tensor) -> str:
+    return f"{((other - one).norm() / one.norm()).item():.3g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: ``python -m fpmc.experiments.packing --help``."""
+    parser = argparse.ArgumentParser(prog="python -m fpmc.experiments.packing", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("networks", nargs="+", choices=networks.SHIPPED, metavar="NETWORK")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "packing")
+    given = parser.parse_args(arguments)
+    told = provenance()
+    answers = Table(given.out / "packed.csv", ("network", "sigma"))
+    samples = Table(given.out / "samples.csv", ("network",))
+    try:
+        for name in given.networks:
+            before, of = networks.load(name), name.partition("/")[0]
+            pack_file(FOLDER / f"{name}.safetensors")
+            images = to_float(data.load(of).test[:IMAGES])
+            rows, sampled = what_moved(before, networks.load(name), images)
+            head = {"network": name, "float16_at": told["code"], "data": of}
+            asked = {"n": len(images), "seed": SEED}
+            for row in rows:
+                answers.add({**head, "sigma": row["sigma"], **asked, **row, **told})
+            samples.add({**head, **asked, **sampled, **told})
+            answers.collect()
+            samples.collect()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
