@@ -247,12 +247,16 @@ class TestFiles:
             networks.save(network, path, {"seed": 3}, packed=packed)
         small, half = (tmp_path / f"{packed}.safetensors" for packed in (True, False))
         assert small.stat().st_size < 0.75 * half.stat().st_size
+        smaller = tmp_path / "smaller.safetensors"
+        networks.save(networks.load(small), smaller, packed=True, bits=8)
+        assert smaller.stat().st_size < 0.85 * small.stat().st_size
         assert networks.card(small) == {"seed": 3}
         with torch.no_grad():
             for sigma in (0.1, 1.0, 10.0):
                 z = noisy(sigma=sigma)
                 wanted = network(z, sigma)
-                assert (networks.load(small)(z, sigma) - wanted).norm() < 2e-3 * wanted.norm()
+                for path, most in ((small, 2e-3), (smaller, 8e-3)):
+                    assert (networks.load(path)(z, sigma) - wanted).norm() < most * wanted.norm()
 
     def test_weights_that_a_packed_file_cannot_hold_are_an_error(self, tmp_path):
         network = networks.build("ddpmpp", SHAPE, **{**TINY, "channels": 32})
@@ -270,13 +274,16 @@ class TestFiles:
     @given(
         st.lists(st.floats(-6e4, 6e4, width=16), min_size=1, max_size=100),
         st.sampled_from([1.0, 1e-3]),
+        st.integers(2, 16),
     )
-    def test_packing_moves_a_weight_by_half_a_step_of_its_block(self, values, size):
-        weights = size * torch.tensor(values)
-        back = unpack(*pack(weights), weights.shape)
+    def test_packing_moves_a_weight_by_half_a_step_of_its_block(self, values, size, bits):
+        weights, steps = size * torch.tensor(values), 2**bits - 2
+        codes, scales = pack(weights, bits)
+        assert codes.numel() == scales.numel() * 4 * bits
+        back = unpack(codes, scales, weights.shape, bits)
         for part, its_block in zip(back.split(32), weights.split(32), strict=True):
             largest = its_block.abs().max().item()
-            assert (part - its_block).abs().max() <= largest * (1 / 1022 + 2**-11) + 2**-25
+            assert (part - its_block).abs().max() <= largest * (1 / steps + 2**-11) + 2**-25
 
     def test_a_file_cut_short_anywhere_is_an_error(self, tmp_path):
         path = tmp_path / "network.safetensors"
