@@ -99,13 +99,14 @@ def test_no_sampler_calls_its_network_more_often_than_it_says(calls):
 
 
 def test_one_network_of_the_grid_is_computed_alone(job, tmp_path, monkeypatch):
-    monkeypatch.setattr(distributional, "CALLS", (1,))
     monkeypatch.setattr(distributional, "_cost", None)
-    stages.run("distributional", replace(job, score=("rbf-1",)), Clock())
+    stages.run("distributional", replace(job, score=("rbf-1",), calls=(2,)), Clock())
     rows = results.read("digits", "distributional", tmp_path / "results")
-    assert [row["network"] for row in rows] == ["rbf-1"]
+    assert [(row["network"], row["calls"]) for row in rows] == [("rbf-1", 2)]
     with pytest.raises(ValueError, match=r"score: got 'rbf', wanted some of .*rbf-1"):
         stages.run("distributional", replace(job, score=("rbf",)), Clock())
+    with pytest.raises(ValueError, match="calls: got 3, wanted some of 1, 2"):
+        stages.run("distributional", replace(job, calls=(1, 3)), Clock())
 
 
 def test_images_without_labels_are_compared_without_a_classifier(job, tmp_path, monkeypatch):

@@ -90,12 +90,16 @@ def run(job: Job, clock: Clock) -> None:
     judge, makers = Judge(job), _makers(job, clock)
     if unknown := sorted(set(job.score) - set(makers)):
         raise ValueError(f"score: got {unknown[0]!r}, wanted some of {', '.join(makers)}")
+    if unknown := sorted(set(job.calls) - set(CALLS)):
+        raise ValueError(f"calls: got {unknown[0]}, wanted some of {', '.join(map(str, CALLS))}")
     with job.table("distributional", KEY).collected() as table:
         for name in tqdm(job.score or makers, desc="distributional"):
             maker = makers[name]()
             for (way, sampler), calls in itertools.product(
                 maker.samplers.items(), maker.calls or CALLS
             ):
+                if job.calls and calls and calls not in job.calls:
+                    continue
                 head = dict(zip(KEY, (job.label, maker.network, way, str(calls)), strict=True))
                 settings = job.settings(
                     "", SETS, *([maker.file] if maker.file else []), validation_n=judge.size
@@ -108,7 +112,7 @@ def run(job: Job, clock: Clock) -> None:
                     told = job.provenance("", time.perf_counter() - start)
                     score = dict.fromkeys(("beta", "lambda", "m"), "") | maker.score
                     table.add({**head, **settings, **score, **row, **told})
-    if not job.score:
+    if not (job.score or job.calls):
         _cost(job, clock)
 
 

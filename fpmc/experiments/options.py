@@ -248,6 +248,10 @@ class Options:
         (), "what makes samples, this alone, by its name in the table, such as beta-1-lambda-1-m-4 "
         "or rbf-1 (again for others)", group="distributional",
     )  # fmt: skip
+    calls: tuple[int, ...] = option(
+        (), "of so many calls alone, of those that the table has (again for others)",
+        group="distributional", type=int,
+    )  # fmt: skip
 
     benchmark: tuple[str, ...] = option(
         (),
