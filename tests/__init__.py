@@ -21,7 +21,8 @@ def checked(function: Callable) -> Callable:
     is checked twice. A check is made when it is first needed, and once for a function that is
     defined inside another and so at every call: that took longer than most of what is tested.
     """
-    name = function.__module__, function.__qualname__, repr(function.__annotations__)
+    names = function.__module__, function.__qualname__, function.__code__.co_varnames
+    name = *names, repr(function.__annotations__)
     first, passed = _first.setdefault(name, function), _passed[name]
 
     @wraps(function)

@@ -55,6 +55,25 @@ def test_functions_of_one_name_are_checked_by_their_own_annotations():
             made(Float[Tensor, " b"])(1)
 
 
+def test_functions_of_one_name_and_no_annotations_have_their_own_arguments():
+    def made(several):
+        if several:
+
+            @checks
+            def inner(x, y):
+                return x + y
+
+            return inner(1, 2)
+
+        @checks
+        def inner(x):
+            return x
+
+        return inner(1)
+
+    assert [made(several) for several in (False, True, False)] == [1, 3, 1]
+
+
 def test_what_a_mapping_holds_is_looked_at_each_time():
     @checks
     def lengths(table: dict[str, int]) -> int:

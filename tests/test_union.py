@@ -56,6 +56,7 @@ def of_one_tensor(structure, stored, weighted, *asked):
     return answers(source, collections(SHAPE, 0)[structure], *asked)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("structure", list(collections(SHAPE, 0)))
 @pytest.mark.parametrize("ends", CUTS.values(), ids=CUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
