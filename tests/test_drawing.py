@@ -213,7 +213,7 @@ class TestLoss:
     def test_of_ten_million_equal_images_each_half_is_drawn_equally_often(self):
         """By float32 weights the second half would come 55% of the time."""
         half = torch.arange(10_000_000).view(-1, 1, 1, 1) >= 5_000_000
-        found = posterior_draws(half.float(), torch.zeros(1, 1, 1, 1), torch.tensor([1e4]), 40_000)
+        found = posterior_draws(half.float(), torch.zeros(1, 1, 1, 1), torch.tensor([1e4]), 160_000)
         assert found.mean().item() == pytest.approx(0.5, abs=0.01)
 
     def test_its_minimum_draws_from_the_posterior_of_gaussian_data(self):
