@@ -9,7 +9,7 @@
 #   a quarter of the answers is off by more than 0.01, the largest is 1.59, and it lies elsewhere; four
 #   by four such photographs have a correlation of 11.8. The same pixels as float64 or uint8 are found
 #   with 1.000 where they were cut. No warning. integral_image of the same package sums float32 in
-#   float64. (Answers above 1 in earlier versions: scikit-image's issue 1712, open since 2015.)
+#   float64. (Answers above 1 in earlier versions: scikit-image's issue 1712, open.)
 # For users: image.astype(float) first, whenever patches are looked for in images of a network.
 set -euo pipefail
 folder=$(mktemp -d)
