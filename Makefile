@@ -7,6 +7,9 @@ PORT ?= 8000
 DATA ?= digits
 DEVICE ?= cpu
 
+# Else each of some two hundred processes would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup book slides pdf widths test test-deep times notebooks figure results lint clean serve
 .DEFAULT_GOAL := help
 

@@ -30,7 +30,7 @@ TIMES = 8
 def cases(options):
     """What is claimed, then every side with fewer images."""
     if options.claimed:
-        return CLAIMED
+        return [{**case, "n": options.n} for case in CLAIMED]
     others = [
         {"side": side, "c": 1 if side in (8, 28) else 3, "p": p, "n": 32 if side > 32 else 64}
         for side, sides in SIDES.items()
@@ -62,6 +62,7 @@ def main(arguments=None):
     parser.add_argument("--sigma", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=1, help="turns of each build")
     parser.add_argument("--claimed", action="store_true", help="measure what is claimed alone")
+    parser.add_argument("--n", type=int, default=200, help="then, with so many source images")
     parser.add_argument("--against", type=Path, required=True, help="another checkout")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="CSV file to write")

@@ -166,7 +166,7 @@ class Posterior:
         return self._constant(posterior.posterior_weights(*self._arguments))
 
     def mean(self) -> Float[Tensor, "b k c h w"]:
-        """The filtered posterior means D_{q_k,S}(z) of (7): shape (b, k, c, h, w)."""
+        """The filtered posterior means :math:`D_{q_k,S}(z)` of (7): shape (b, k, c, h, w)."""
         return self._constant(posterior.posterior_means(*self._arguments))
 
     def effective_number(self) -> Float[Tensor, "b k"]:

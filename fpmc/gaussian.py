@@ -114,7 +114,7 @@ class Gaussian(DropIn):
 
     @property
     def variance(self) -> Float[Tensor, "c h w"]:
-        """The diagonal of Σ: shape (c, h, w), float64."""
+        """The diagonal of Σ, shape (c, h, w), float64."""
         return (self.eigenvectors.square() @ self.eigenvalues).view(self.mean.shape)
 
     def matrix(self, sigma: float, rows: slice = slice(None)) -> Float[Tensor, "m d"]:

@@ -35,7 +35,7 @@ EXTENT = 4.0
 STEPS = 64
 """Places of a path."""
 LONGEST = 0.5
-"""Cells: the longest step of a path that is in one piece, half the width of a corridor."""
+"""In cells, the longest step of a path that is in one piece, half the width of a corridor."""
 
 
 def cells(images: Float[Tensor, "b 2 1 t"]) -> Float[Tensor, "b t 2"]:

@@ -168,8 +168,13 @@ class Box(Operator):
         self.grid = self.shape if border == "clip" else fitting
         self.k = math.prod(self.grid)
 
+    @property
+    def before(self) -> int:
+        """Pixels of a square above and left of the pixel that stands for it."""
+        return self.p // 2 if self.border == "clip" else 0
+
     def _apply(self, a: Tensor) -> Tensor:
-        before, after = (0, 0) if self.border == "valid" else (self.p // 2, (self.p - 1) // 2)
+        before, after = self.before, 0 if self.border == "valid" else (self.p - 1) // 2
         for axis in (0, 1):
             a = _window_sum(_pad(a, axis, before, after), axis, self.p)
         return a.reshape(self.k, *a.shape[2:])

@@ -34,18 +34,21 @@ __all__ = [
 ]
 
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "results"
-"""Where the tables lie: in a checkout, or in an installed package."""
+"""Where the tables lie, in a checkout or in an installed package.
+
+:meta hide-value:
+"""
 TABLES = ("augmentation", "axes", "copies", "denoising", "maps", "memorisation", "places")
 TABLES += ("published", "recipe", "samples", "schedules", "tuning", "worth")
 TITLES = {name: method.title for name, method in METHODS.items() if method.compared}
 """What readers are told for what the tables call a method."""
 MEASURES = ("mse", "r2", "nearest")
-"""What is measured of every sample: error and r² to the reference's, distance to the source."""
+"""What is measured of every sample, error and r² to the reference's, distance to the source."""
 PUBLISHED = ("mse", "r2", "mse_other", "r2_other", "nearest")
-"""What is measured of samples beside a published network's: error and r² to the image from the same
+"""What is measured of samples beside a published network's, error and r² to the image from the same
 noise and to another of its class, distance to the source."""
 SETTINGS = "settings"
-"""What stands beside the measures, and is no method: what decided the samples, as JSON."""
+"""What stands beside the measures and is no method, what decided the samples, as JSON."""
 TEXT = ("data", "network", "reference", "method", "schedule", "z", "trial", "command", "trained_on")
 TEXT += ("device", "precision", "version", "torch", "code", "date", "network_hash", "data_hash")
 TEXT += ("float16_at",)

@@ -79,8 +79,9 @@ def as_users_do():
 
 @pytest.fixture(autouse=True)
 def examples_cost_little(request):
-    """No shape checks while Hypothesis tries its examples; all other tests have them."""
-    with unchecked() if is_hypothesis_test(request.function) else nullcontext():
+    """No shape checks in Hypothesis's examples and in sweeps; all other tests have them."""
+    many = is_hypothesis_test(request.function) or request.node.get_closest_marker("sweep")
+    with unchecked() if many else nullcontext():
         yield
 
 

@@ -210,6 +210,12 @@ class TestLoss:
             share = (found[:, 0] == image).flatten(1).all(1).float().mean().item()
             assert share == pytest.approx(weight.item(), abs=0.012)
 
+    def test_of_ten_million_equal_images_each_half_is_drawn_equally_often(self):
+        """By float32 weights the second half would come 55% of the time."""
+        half = torch.arange(10_000_000).view(-1, 1, 1, 1) >= 5_000_000
+        found = posterior_draws(half.float(), torch.zeros(1, 1, 1, 1), torch.tensor([1e4]), 160_000)
+        assert found.mean().item() == pytest.approx(0.5, abs=0.01)
+
     def test_its_minimum_draws_from_the_posterior_of_gaussian_data(self):
         """x ~ N(0, s²) per pixel: F = a z + b ξ scores least where it draws from p(x | z)."""
         sigma, s = 0.7, 0.5

@@ -50,6 +50,7 @@ def graphs():
     torch._dynamo.reset()
 
 
+@pytest.mark.usefixtures("as_users_do")
 def test_analytical_denoisers_are_opaque_to_the_compiler(denoiser, graphs, z):
     compiled = torch.compile(denoiser, backend=graphs)
     assert torch.equal(compiled(z, 0.7), denoiser(z, 0.7))

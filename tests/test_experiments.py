@@ -47,15 +47,22 @@ def stage(name):
     return importlib.import_module(f"fpmc.experiments.{name}")
 
 
-@pytest.fixture
-def job(tmp_path, monkeypatch):
-    """A small comparison on digits: two noise levels, two points, two values of each knob."""
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two untrained networks, and the maps of the first at both noise levels."""
+    folder = tmp_path_factory.mktemp("networks")
     for seed in (0, 1):
-        path = tmp_path / f"network{seed}.safetensors"
-        networks.save(tiny(shape=(1, 8, 8), seed=seed), path)
-    network = networks.load(tmp_path / "network0.safetensors")
+        networks.save(tiny(shape=(1, 8, 8), seed=seed), folder / f"network{seed}.safetensors")
+    network = networks.load(folder / "network0.safetensors")
     maps = sensitivity.maps_over(network, LEVELS, data.load("digits").test[:1])
-    sensitivity.write(tmp_path / "maps.npz", maps)
+    sensitivity.write(folder / "maps.npz", maps)
+    return folder
+
+
+@pytest.fixture
+def job(files, tmp_path, monkeypatch):
+    """A small comparison on digits: two noise levels, two points, two values of each knob."""
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(stage("contest"), "values", lambda job, name: KNOBS[name])
 
     monkeypatch.setattr(stage("job").Job, "levels", LEVELS)

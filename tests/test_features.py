@@ -84,6 +84,7 @@ def test_the_budget_changes_nothing():
         fpmc.FPMC(ones, ones, SOURCE, features=phi, budget=25_000)(Z, 0.4)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", ["optimal", "LS", "dense"])
 def test_gradients_pass_through_features(name):
     queries, responses = collections(SHAPE, 0)[name]

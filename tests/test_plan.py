@@ -1,18 +1,20 @@
 """How the engine chooses a backend, and the compiled ones against the reference."""
 
-import os
-import subprocess
+import errno
 import sys
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numba.core import caching, config
 
 import fpmc
 from fpmc import FPMC, Source, diffusion, engine
 from fpmc.engine.choices import FEW
-from fpmc.engine.cpu import compiled
+from fpmc.engine.cpu import compiled, running_sums
+from fpmc.engine.cpu.buffers import buffers
+from fpmc.engine.cpu.compiled import LANES
 from fpmc.engine.cpu.squares import Squares, safe
 from fpmc.engine.cpu.threads import ranges
 from fpmc.engine.cpu.whole_image import WholeImage
@@ -202,38 +204,43 @@ def test_where_no_machine_code_can_be_kept_it_is_made_anew(monkeypatch):
     assert compiled.compiled(abs)(-1) == 1
 
 
-def test_where_there_is_no_space_to_keep_machine_code_there_is_an_answer(tmp_path):
-    code = """if True:
-        import errno, numba.core.caching as caching
-        def full(*_):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        caching.IndexDataCacheFile.save = full
-        import torch, fpmc
-        source = fpmc.Source(torch.rand(20, 1, 8, 8))
-        for denoiser in (fpmc.methods.optimal(source), fpmc.methods.ls(source, 3)):
-            assert denoiser(torch.zeros(1, 1, 8, 8), 1.0).isfinite().all()
-    """
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
-    assert done.returncode == 0, done.stderr.decode()
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Compile a kernel as a new session does, whose machine code is kept in a folder of its own."""
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    x = images(LANES, (1, 8, 8), 0)
+    own = buffers(Box((8, 8), 3), x.numpy())
+    running_sums.load(x.numpy(), 0, own.tile)
+    z, over = images(1, (8, 8), 1, torch.float64), running_sums.whole(own.tile)
+    expected = (z[0, 0, :, None] - x[:, 0, 0].T).square()
+
+    def compile_and_call():
+        own.column[:] = 0
+        enter = compiled.compiled(running_sums.enter.py_func)
+        enter(z.numpy(), 0, over, own)
+        torch.testing.assert_close(torch.from_numpy(own.column), expected)
+        return enter.stats
+
+    return compile_and_call
 
 
-def test_machine_code_of_an_older_version_is_made_anew(tmp_path):
-    """Its index names classes, which may have other names by now."""
-    code = """if True:
-        import pathlib, sys, torch, fpmc
-        source = fpmc.Source(torch.rand(20, 1, 8, 8))
-        answer = fpmc.methods.ls(source, 3)(torch.zeros(1, 1, 8, 8), 1.0)
-        assert answer.isfinite().all()
-        for index in pathlib.Path(sys.argv[1]).rglob("*.nbi"):
-            index.write_bytes(index.read_bytes().replace(b"Buffers", b"Shields"))
-    """
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+def test_where_there_is_no_space_to_keep_machine_code_there_is_an_answer(kept, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, env=environment
-        )
-        assert done.returncode == 0, done.stderr.decode()
+        assert not kept().cache_hits
+
+
+def test_machine_code_of_an_older_version_is_made_anew(kept, tmp_path):
+    """Its index names classes, which may have other names by now."""
+    assert not kept().cache_hits
+    assert kept().cache_hits
+    for index in tmp_path.rglob("*.nbi"):
+        index.write_bytes(index.read_bytes().replace(b"Buffers", b"Shields"))
+    assert not kept().cache_hits
+    assert kept().cache_hits
 
 
 class TestGradients:

@@ -1,5 +1,6 @@
 """LS, ELS and ES against explicit patch sets and translated images, and their symmetries."""
 
+import functools
 import itertools
 import re
 
@@ -28,7 +29,7 @@ def square(i, j, p, h, w):
 
 def posterior_mean_at(z, sigma, candidates, i, j, mask, prior):
     """The mean of the candidates' pixel (i, j), by how well they fit z under the mask."""
-    distance = ((z - candidates) ** 2)[:, :, mask].sum((1, 2))
+    distance = (z[:, mask] - candidates[:, :, mask]).square().sum((1, 2))
     return torch.softmax(prior - distance / (2 * sigma**2), 0) @ candidates[:, :, i, j]
 
 
@@ -57,12 +58,12 @@ def local_machine(z, sigma, x, p, equivariant, log_weights=None):
     """LS, or ELS with its translated data set written out for every pixel."""
     h, w = z.shape[-2:]
     prior = x.new_zeros(len(x)) if log_weights is None else log_weights
-    answer = torch.empty_like(z)
+    answer, moved = torch.empty_like(z), functools.cache(lambda *move: shifted(x, *move))
     for b, i, j in itertools.product(range(len(z)), range(h), range(w)):
         moves = [(0, 0)]
         if equivariant:
             moves = list(itertools.product(translations(i, h, p), translations(j, w, p)))
-        candidates = torch.cat([shifted(x, *move) for move in moves])
+        candidates = torch.cat([moved(*move) for move in moves])
         mask, priors = square(i, j, p, h, w), prior.repeat(len(moves))
         answer[b, :, i, j] = posterior_mean_at(z[b], sigma, candidates, i, j, mask, priors)
     return answer

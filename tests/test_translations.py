@@ -139,6 +139,7 @@ def test_the_budget_is_kept_by_what_is_not_compiled(p, budget):
     assert memory.peak <= budget + 4 * answer.nbytes
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("shape", [(1, 5, 4), (2, 4, 6)])
 @pytest.mark.parametrize("p", [1, 2, 3, 4, None])
 def test_gradients_are_those_of_finite_differences(shape, p):

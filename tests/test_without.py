@@ -33,6 +33,7 @@ def sources(left_out, dtype=torch.float32, weighted=False):
     return Source(x, weights).without(left_out), made, kept
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("structure", list(collections(SHAPE, 0)))
 @pytest.mark.parametrize("which", list(LEFT_OUT))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -2,8 +2,9 @@
 
 Docstrings are written for readers of the code. For the pages two things in them are put as Sphinx
 wants them: a shape such as ``(k, *rest)`` becomes a literal, since a star is markup there, and an
-argument that is described by one letter is no item of a list. And sphinx-codeautolink, which links
-the names in code, expects a title in every section; the sections of sphinx-exercise have none.
+argument that is described by one letter is no item of a list. Members whose only text is Python's
+or PyTorch's are left out. And sphinx-codeautolink, which links the names in code, expects a title
+in every section; the sections of sphinx-exercise have none.
 """
 
 import re
@@ -53,6 +54,13 @@ def as_markup(app, what, name, obj, options, lines):
     lines[:] = [LETTER.sub(r"\1\\", line) for line in quoted]
 
 
+def without_foreign_words(app, what, name, obj, skip, options):
+    """Leave out fields that have no text but Python's, and methods that have PyTorch's alone."""
+    text = getattr(obj, "__doc__", None)
+    foreign = name in ("forward", "extra_repr") and not text
+    return True if foreign or str(text).startswith("Alias for field number") else None
+
+
 class Analyser(CodeBlockAnalyser):
     """What looks for names in code, also in sections without a title."""
 
@@ -66,5 +74,6 @@ def setup(app):
     """Register all this with Sphinx."""
     extension.CodeBlockAnalyser = Analyser
     app.connect("autodoc-process-docstring", as_markup)
+    app.connect("autodoc-skip-member", without_foreign_words)
     app.add_post_transform(ApiLinks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,6 +1,7 @@
 """A bibliography labelled as the text cites: authors and year."""
 
 from pybtex.plugin import register_plugin
+from pybtex.richtext import Text
 from pybtex.style.formatting.unsrt import Style
 from pybtex.style.labels import BaseLabelStyle
 
@@ -14,7 +15,7 @@ class AuthorYearLabels(BaseLabelStyle):
             people = entry.persons["author"]
             names = [" ".join([*person.prelast_names, *person.last_names]) for person in people]
             authors = f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
-            yield f"{authors}, {entry.fields['year']}"
+            yield f"{Text.from_latex(authors)}, {entry.fields['year']}"
 
 
 class AuthorYear(Style):

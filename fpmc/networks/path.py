@@ -45,7 +45,7 @@ class Path(nn.Module):
     """
 
     direct = True
-    """F is x̂: see :class:`fpmc.networks.Preconditioned`."""
+    """F is x̂, see :class:`fpmc.networks.Preconditioned`."""
 
     known: Bool[Tensor, "1 t"]
 

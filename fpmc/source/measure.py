@@ -81,7 +81,7 @@ class Source:
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
-        """The images as they are stored: one tensor, or those of each part of a union."""
+        """The images as they are stored, one tensor or those of each part of a union."""
         return self.images.parts if isinstance(self.images, Joined) else (self.images,)
 
     def __repr__(self) -> str:
@@ -93,7 +93,7 @@ class Source:
         return self.read(index)
 
     def of_class(self, label: int) -> "Source":
-        r"""The images of one class, :math:`S(x \mid y)`, with their weights scaled to sum to 1.
+        r"""The images of one class, :math:`S(x \mid a)`, with their weights scaled to sum to 1.
 
         They are copied, but for those that lie one behind another.
 

@@ -68,8 +68,8 @@ def as_parts(z: Tensor, problem: Problem) -> list[Part]:
 
 
 def before(op: Box | Identity) -> int:
-    """Pixels of a square above and left of the pixel that stands for it."""
-    return op.p // 2 if isinstance(op, Box) and op.border == "clip" else 0
+    """:attr:`fpmc.operators.Box.before`; 0 for single pixels."""
+    return op.before if isinstance(op, Box) else 0
 
 
 def buffers(queries: Box, x: np.ndarray, *, moving: bool = False) -> Buffers:

@@ -57,7 +57,7 @@ def _softmax(inputs, queries, splits, precision, *, one_hot) -> OnlineSoftmax:
     rows = min(ROWS, _padded(grid_h))
     squares_kernels.mean[-(-grid_h // rows), b, splits](
         inputs.z, inputs.offset, inputs.x, inputs.log_weights, peak, mass, total,
-        n, size, inputs.scale, h, w, grid_h, grid_w, _before(queries), queries.p,
+        n, size, inputs.scale, h, w, grid_h, grid_w, queries.before, queries.p,
         channels=c, values=power_of_two(c) if one_hot else 0, rows=rows,
         pad_h=_padded(h), pad_w=_padded(w), pad_grid_w=_padded(grid_w),
         num_warps=_warps(h, w), **types(precision),
@@ -75,17 +75,12 @@ def _mix(inputs, log_norm, queries, responses, splits, precision) -> Float[Tenso
     rows = min(ROWS, _padded(h))
     squares_kernels.mix[-(-h // rows), b, splits](
         inputs.z, inputs.offset, inputs.x, inputs.log_weights, log_norm, total,
-        n, size, inputs.scale, inputs.mid_range, h, w, grid_h, grid_w, _before(queries), queries.p,
-        _before(responses), responses.p, channels=c, values=power_of_two(c), rows=rows,
+        n, size, inputs.scale, inputs.mid_range, h, w, grid_h, grid_w, queries.before, queries.p,
+        responses.before, responses.p, channels=c, values=power_of_two(c), rows=rows,
         pad_h=_padded(h), pad_w=_padded(w), pad_grid_h=_padded(grid_h), pad_grid_w=_padded(grid_w),
         num_warps=_warps(h, w), **types(precision),
     )  # fmt: skip
     return total.sum(0)
-
-
-def _before(op: Box) -> int:
-    """Pixels of a square above and left of the pixel that stands for it."""
-    return op.p // 2 if op.border == "clip" else 0
 
 
 def _padded(side: int) -> int:

@@ -70,8 +70,7 @@ class Streaming:
         x_hat = torch.empty_like(z)
         for start in range(0, len(z), size.b):
             part = slice(start, start + size.b)
-            total, _ = forward(pixels_first(z[part]), problem, size, types)
-            x_hat[part] = total.movedim(-1, 0)
+            x_hat[part] = forward(pixels_first(z[part]), problem, size, types).movedim(-1, 0)
         return x_hat
 
     @without_autograd

@@ -25,8 +25,8 @@ __all__ = ["forward"]
 
 def forward(
     z_t: Float[Tensor, "c h w b"], problem: Problem, size: Tile, types: Dtypes
-) -> tuple[Float[Tensor, "c h w b"], Float[Tensor, "k b"]]:
-    """x̂ and the estimators' log-normalisers, float64.
+) -> Float[Tensor, "c h w b"]:
+    """x̂, float64.
 
     Args:
         z_t: Noisy images, pixels first, float64.
@@ -48,15 +48,14 @@ def forward(
             softmax.weigh(t)
     if ranks is not None:
         softmax.join(ranks)
-    log_norm = softmax.log_norm()
     if responses.partition:
         if ranks is not None:
             total = ranks.sum(total * responses.transpose(softmax.shrink))
-        return total / responses.transpose(softmax.mass), log_norm
+        return total / responses.transpose(softmax.mass)
 
-    for x, t, _ in kept.again(log_norm):
+    for x, t, _ in kept.again(softmax.log_norm()):
         use = significant(t)
         total += mix(exp(t[..., use]), x[..., use].to(t), responses)
     if ranks is not None:
         total = ranks.sum(total)
-    return total / coverage(responses, z_t), log_norm
+    return total / coverage(responses, z_t)

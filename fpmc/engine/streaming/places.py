@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fpmc.engine.problem import Problem
-from fpmc.engine.softmax import OnlineSoftmax
 from fpmc.engine.streaming.orbit import Orbit
+from fpmc.engine.streaming.posterior import largest
 from fpmc.engine.streaming.regions import Region, region_at
 from fpmc.engine.streaming.translations import sizes, tiles
 from fpmc.modes import without_autograd
@@ -62,8 +62,8 @@ def heaviest(
     found = []
     for one in z.split(1):
         parts = _of_orbit(one, problem) if cyclic else _of_region(one, problem, region, pixel)
-        found.append(_largest(parts, n))
-    weights, at = (torch.stack(each) for each in zip(*found, strict=True))
+        found.append(largest((ell[None] for ell in parts), n))
+    weights, at = (torch.cat(each) for each in zip(*found, strict=True))
     h, w = z.shape[2:]
     if cyclic:
         images, moves = at // (h * w), at % (h * w)
@@ -73,21 +73,6 @@ def heaviest(
     rows = places // region.columns.count + region.rows.centres.start
     columns = places % region.columns.count + region.columns.centres.start
     return Places(weights, images, rows, columns)
-
-
-def _largest(parts: Iterator[Float[Tensor, " m"]], n: int) -> tuple[Tensor, Tensor]:
-    """The n largest weights and where they are, from log-weights a part at a time."""
-    softmax, best, at, start = OnlineSoftmax(), None, None, 0
-    for ell in parts:
-        values, index = ell.topk(min(n, len(ell)))
-        index += start
-        start += len(ell)
-        if best is not None:
-            values, order = torch.cat([best, values]).topk(min(n, start))
-            index = torch.cat([at, index])[order]
-        best, at = values, index
-        softmax.weigh(softmax.take(ell[None]))
-    return best.sub_(softmax.log_norm()).exp_(), at
 
 
 def _of_orbit(z: Tensor, problem: Problem) -> Iterator[Tensor]:

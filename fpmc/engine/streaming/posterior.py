@@ -1,6 +1,7 @@
 """What filtered posteriors are: weights, means, entropies, draws, the heaviest, modes."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -12,9 +13,7 @@ from torch import Tensor
 from fpmc.engine.problem import Problem, log_weights
 from fpmc.engine.softmax import OnlineSoftmax
 from fpmc.engine.sparsity import ready
-from fpmc.engine.streaming.arithmetic import FLOAT64, pixels_first, tiles
-from fpmc.engine.streaming.backend import Streaming
-from fpmc.engine.streaming.forward import forward
+from fpmc.engine.streaming.arithmetic import pixels_first, tiles
 from fpmc.engine.streaming.sizes import Tile, tile
 from fpmc.modes import without_autograd
 from fpmc.operators import Ones, Operator
@@ -26,7 +25,7 @@ __all__ = [
     "effective_number",
     "heaviest",
     "knowledge",
-    "mean_and_evidence",
+    "largest",
     "nearest",
     "posterior_means",
     "posterior_weights",
@@ -170,19 +169,27 @@ def heaviest(
     weights = z.new_empty(len(z), problem.queries.k, n)
     positions = torch.empty(weights.shape, dtype=torch.long, device=z.device)
     for part, walk in _parts(z, problem, rows=10 * n):
-        softmax, best, start = OnlineSoftmax(), None, 0
-        for x, ell in walk():
-            value, index = ell.topk(min(n, x.shape[-1]))
-            index += start
-            if best is not None:
-                value, order = torch.cat([best[0], value], -1).topk(min(n, start + x.shape[-1]))
-                index = torch.cat([best[1], index], -1).gather(-1, order)
-            best, start = (value, index), start + x.shape[-1]
-            softmax.weigh(softmax.take(ell))
-        value, index = best
-        weights[part] = value.sub_(softmax.log_norm().unsqueeze(-1)).exp_().movedim(1, 0)
-        positions[part] = index.movedim(1, 0)
+        value, index = largest((ell for _, ell in walk()), n)
+        weights[part], positions[part] = value.movedim(1, 0), index.movedim(1, 0)
     return weights, positions
+
+
+def largest(
+    parts: Iterable[Float[Tensor, "*rows m"]], n: int
+) -> tuple[Float[Tensor, "*rows n"], Int[Tensor, "*rows n"]]:
+    """The n largest weights, falling, and their positions, from log-weights a part at a time."""
+    softmax, best, start = OnlineSoftmax(), None, 0
+    for ell in parts:
+        value, index = ell.topk(min(n, ell.shape[-1]))
+        index += start
+        start += ell.shape[-1]
+        if best is not None:
+            value, order = torch.cat([best[0], value], -1).topk(min(n, start))
+            index = torch.cat([best[1], index], -1).gather(-1, order)
+        best = value, index
+        softmax.weigh(softmax.take(ell))
+    value, index = best
+    return value.sub_(softmax.log_norm().unsqueeze(-1)).exp_(), index
 
 
 @without_autograd
@@ -215,28 +222,6 @@ def nearest(
     return distances, positions
 
 
-@without_autograd
-def mean_and_evidence(
-    z: Float[Tensor, "b c h w"], problem: Problem, held: int = 0
-) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
-    r"""The answer, and each estimator's log-evidence :math:`\log\sum_n \exp\ell_{kn}`, in float64.
-
-    Args:
-        z: Noisy images, shape (b, c, h, w).
-        problem: What is asked.
-        held: Bytes of the budget that the caller's own arrays take.
-    """
-    size = _size(z, problem, problem.operators, held=held)
-    answer = torch.empty_like(z, dtype=torch.float64)
-    evidence = answer.new_empty(len(z), problem.queries.k)
-    problem = Streaming(problem).ready(answer, FLOAT64)
-    for start in range(0, len(z), size.b):
-        part = slice(start, start + size.b)
-        total, log_norm = forward(pixels_first(z[part]), problem, size, FLOAT64)
-        answer[part], evidence[part] = total.movedim(-1, 0), log_norm.T
-    return answer, evidence
-
-
 def _log_norm(walk) -> Float[Tensor, "k b"]:
     """The log-normalisers, from tiles of log-weights."""
     softmax = OnlineSoftmax()
@@ -252,15 +237,15 @@ def _at_least_float32(z: Tensor) -> torch.dtype:
 
 def _parts(z, problem, **options):
     """The batch in parts that fit the budget, each with a function that runs over its tiles."""
-    size = _size(z, problem, (problem.queries,), **options)
+    size = _size(z, problem, **options)
     problem = replace(problem, queries=ready(problem.queries, z.new_empty(0, dtype=torch.float64)))
     for start in range(0, len(z), size.b):
         part = slice(start, start + size.b)
         yield part, partial(tiles, pixels_first(z[part]), problem, size.n)
 
 
-def _size(z, problem, operators, held=0, **options) -> Tile:
-    """How much at a time, of what applies these operators."""
+def _size(z, problem, **options) -> Tile:
+    """How much at a time, of what applies Q."""
     source = problem.source
-    arguments = (len(z), len(source), source.shape, operators, problem.budget, z.device)
-    return tile(*arguments, held=problem.held + held, **options)
+    arguments = (len(z), len(source), source.shape, (problem.queries,), problem.budget, z.device)
+    return tile(*arguments, held=problem.held, **options)

@@ -182,7 +182,8 @@ def posterior_draws(
     The image that z was made of is a draw from the same distribution. So a score averaged over
     these has the same gradient in expectation as the score for that image, and less scatter.
     """
-    index = torch.multinomial(_posterior(images, z, sigma), t, replacement=True)  # (b, t)
+    weights = _posterior(images, z, sigma).double()  # multinomial adds them up in their own type
+    index = torch.multinomial(weights, t, replacement=True)  # (b, t)
     return images[index.T]
 
 
