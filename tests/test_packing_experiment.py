@@ -7,6 +7,7 @@ import torch
 
 from fpmc import data, diffusion, networks, results
 from fpmc.experiments import packing
+from fpmc.experiments.weights import BEFORE_PACKING, weights_hash
 from fpmc.source import to_float
 
 
@@ -32,7 +33,11 @@ def test_a_network_is_packed_and_what_moved_is_kept(shipped, tmp_path, monkeypat
     shutil.copy(shipped, before)
     packing.main(["digits/ddpmpp", "--out", str(tmp_path / "packing")])
     assert shipped.stat().st_size < 0.8 * before.stat().st_size
-    assert networks.card(shipped) == {"data": "digits"}
+    hashes = [weights_hash(networks.load(path)) for path in (before, shipped)]
+    assert networks.card(shipped) == {"data": "digits", BEFORE_PACKING: hashes[0]}
+    assert hashes[0] != hashes[1]
+    for path in (before, shipped):  # rows of the one are rows of the other
+        assert weights_hash(networks.load(path), path) == hashes[0]
     rows = results.read("packing", "packed", tmp_path)
     assert len(rows) == 18
     (one, *_), (other,) = rows, results.read("packing", "samples", tmp_path)

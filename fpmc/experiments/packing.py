@@ -20,6 +20,7 @@ from fpmc import data, diffusion, metrics, networks
 from fpmc.experiments.options import ROOT
 from fpmc.experiments.provenance import provenance
 from fpmc.experiments.tables import Table
+from fpmc.experiments.weights import BEFORE_PACKING, weights_hash
 from fpmc.networks.checkpoints import PACKED
 from fpmc.networks.loading import FOLDER
 from fpmc.source import to_float
@@ -34,7 +35,7 @@ Denoiser = Callable[[Tensor, float], Tensor]
 
 
 def pack_file(path: Path) -> None:
-    """Write a network's file again in ten bits a weight, with the same card.
+    """Write a network's file again in ten bits a weight, with the same card and its hash before.
 
     Raises:
         ValueError: If it is packed already.
@@ -42,7 +43,9 @@ def pack_file(path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         if file.metadata().get("format") == PACKED:
             raise ValueError(f"network: {path} is packed already")
-    networks.save(networks.load(path), path, networks.card(path), packed=True)
+    network = networks.load(path)
+    card = networks.card(path) | {BEFORE_PACKING: weights_hash(network)}
+    networks.save(network, path, card, packed=True)
 
 
 @torch.no_grad()
