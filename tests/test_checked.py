@@ -1,5 +1,10 @@
 """The type checker that tests run under finds each wrong call, also after right ones."""
 
+from collections import deque
+from collections.abc import Collection
+from typing import Literal
+
+import numpy as np
 import pytest
 import torch
 from jaxtyping import Float, TypeCheckError, jaxtyped
@@ -84,3 +89,43 @@ def test_what_a_mapping_holds_is_looked_at_each_time():
         lengths({"a": "b"})
     with pytest.raises(TypeCheckError):
         lengths({1: 1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        (Collection[str], {"a": 1}.keys(), {1: 1}.keys()),
+        (deque[str], deque(["a"]), deque([1])),
+        (type[np.floating], np.float32, np.int32),
+        (Literal[1, 2], 1, 3),
+        (list[Literal[1]] | None, [1], [3]),
+    ],
+)
+def test_values_of_one_type_are_told_apart_where_annotations_do(kind, right, wrong):
+    @checks
+    def inner(x: kind) -> None:
+        pass
+
+    inner(right)
+    with pytest.raises(TypeCheckError):
+        inner(wrong)
+
+
+def test_classes_of_one_name_are_told_apart():
+    def made():
+        class Own:
+            pass
+
+        @checks
+        def inner(x: Own) -> Own:
+            return x
+
+        return Own, inner
+
+    (one, takes_one), (other, takes_other) = made(), made()
+    takes_one(one())
+    takes_other(other())
+    with pytest.raises(TypeCheckError):
+        takes_other(one())
+    with pytest.raises(TypeCheckError):
+        takes_one(other())

@@ -266,6 +266,27 @@ class TestFiles:
             with pytest.raises(ValueError, match="is not finite"):
                 networks.save(network, tmp_path / "network.safetensors", packed=True)
 
+    @pytest.mark.parametrize(
+        ("bits", "packed", "error"),
+        [
+            *((bits, True, ValueError) for bits in (0, 1, 17)),
+            *((bits, True, TypeError) for bits in (2.5, True, "8")),
+            (8, False, ValueError),
+        ],
+    )
+    def test_bits_that_cannot_be_are_an_error_whatever_the_size(
+        self, bits, packed, error, tmp_path, as_users_do
+    ):
+        path = tmp_path / "network.safetensors"
+        with pytest.raises(error, match=f"bits: got {bits!r}"):
+            networks.save(tiny(), path, packed=packed, bits=bits)
+        assert not path.exists()
+
+    def test_bits_may_be_a_whole_number_of_any_type(self, tmp_path, as_users_do):
+        path = tmp_path / "network.safetensors"
+        networks.save(tiny(), path, packed=True, bits=8.0)
+        networks.load(path)
+
     def test_packed_codes_of_another_shape_are_an_error(self, tmp_path):
         codes, scales = pack(torch.ones(100))
         with pytest.raises(ValueError, match=r"got \(160,\) bytes .*, wanted those of .* \(200,\)"):

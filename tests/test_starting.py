@@ -70,3 +70,23 @@ class TestANetworkThatDrawsStartsFromOneOfMeans:
             start_from(fresh(arch, **{wide: 2 * options[wide]}), means(arch), "mine")
         with pytest.raises(ValueError, match=r"start: 'mine' is another network: got .* par"):
             start_from(means(arch), fresh(arch), "mine")  # nothing to put in the place of its ξ
+
+
+@pytest.mark.parametrize(
+    ("arch", "option", "value"), [("dit", "heads", 4), ("ncsnpp", "taps", (1, 2, 2, 1))]
+)
+def test_weights_that_mean_something_else_are_an_error(arch, option, value):
+    with pytest.raises(ValueError, match=rf"start: 'mine' is another network: got {option} = "):
+        start_from(fresh(arch, **{option: value}), means(arch), "mine")
+
+
+def test_another_deviation_of_the_data_is_an_error():
+    start = means("dit")
+    start.sigma_data = 0.25
+    with pytest.raises(ValueError, match=r"got sigma_data = 0\.25, wanted 0\.5"):
+        start_from(fresh("dit"), start, "mine")
+
+
+def test_dropout_and_the_form_of_options_may_differ():
+    start = means("ncsnpp")
+    start_from(fresh("ncsnpp", xi=False, multipliers=(1, 2), dropout=0.3), start, "mine")

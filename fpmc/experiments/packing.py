@@ -8,7 +8,9 @@ same noise. What moved is kept in ``results/packing``: ``packed.csv`` and ``samp
 """
 
 import argparse
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,9 +23,11 @@ from fpmc.experiments.options import ROOT
 from fpmc.experiments.provenance import provenance
 from fpmc.experiments.tables import Table
 from fpmc.experiments.weights import BEFORE_PACKING, weights_hash
+from fpmc.experiments.weights import PACKED as OWN
 from fpmc.networks.checkpoints import PACKED
 from fpmc.networks.loading import FOLDER
 from fpmc.source import to_float
+from fpmc.storage import whole
 
 __all__ = ["main", "pack_file", "what_moved"]
 
@@ -34,8 +38,12 @@ LEVELS, SEED = 18, 0
 Denoiser = Callable[[Tensor, float], Tensor]
 
 
-def pack_file(path: Path) -> None:
-    """Write a network's file again in ten bits a weight, with the same card and its hash before.
+def pack_file(path: Path, out: Path) -> None:
+    """Write a network's file in ten bits a weight, with the same card and its hashes.
+
+    Args:
+        path: The file.
+        out: Where to, another name that ends in .safetensors.
 
     Raises:
         ValueError: If it is packed already.
@@ -45,7 +53,8 @@ def pack_file(path: Path) -> None:
             raise ValueError(f"network: {path} is packed already")
     network = networks.load(path)
     card = networks.card(path) | {BEFORE_PACKING: weights_hash(network)}
-    networks.save(network, path, card, packed=True)
+    networks.save(network, out, card, packed=True)
+    networks.save(network, out, card | {OWN: weights_hash(networks.load(out))}, packed=True)
 
 
 @torch.no_grad()
@@ -80,24 +89,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("networks", nargs="+", choices=networks.SHIPPED, metavar="NETWORK")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "packing")
     given = parser.parse_args(arguments)
-    told = provenance()
-    answers = Table(given.out / "packed.csv", ("network", "sigma"))
-    samples = Table(given.out / "samples.csv", ("network",))
     try:
-        for name in given.networks:
-            before, of = networks.load(name), name.partition("/")[0]
-            pack_file(FOLDER / f"{name}.safetensors")
-            images = to_float(data.load(of).test[:IMAGES])
-            rows, sampled = what_moved(before, networks.load(name), images)
-            head = {"network": name, "float16_at": told["code"], "data": of}
-            asked = {"n": len(images), "seed": SEED}
-            for row in rows:
-                answers.add({**head, "sigma": row["sigma"], **asked, **row, **told})
-            samples.add({**head, **asked, **sampled, **told})
-            answers.collect()
-            samples.collect()
-    except ValueError as error:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in given.networks:
+                _pack(name, given.out, Path(folder) / "packed.safetensors")
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+def _pack(name: str, out: Path, packed: Path) -> None:
+    """Pack a shipped network by way of this file, and keep how far its answers moved.
+
+    The network's own file is replaced at the end: what is stopped before can be asked for again.
+    """
+    told, path, of = provenance(), FOLDER / f"{name}.safetensors", name.partition("/")[0]
+    answers = Table(out / "packed.csv", ("network", "sigma"))
+    samples = Table(out / "samples.csv", ("network",))
+    pack_file(path, packed)
+    images = to_float(data.load(of).test[:IMAGES])
+    rows, sampled = what_moved(networks.load(path), networks.load(packed), images)
+    head = {"network": name, "float16_at": told["code"], "data": of}
+    asked = {"n": len(images), "seed": SEED}
+    for row in rows:
+        answers.add({**head, "sigma": row["sigma"], **asked, **row, **told})
+    samples.add({**head, **asked, **sampled, **told})
+    answers.collect()
+    samples.collect()
+    with whole(path) as beside:
+        shutil.copyfile(packed, beside)
 
 
 if __name__ == "__main__":

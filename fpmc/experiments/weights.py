@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 
 import torch
 from torch import nn
@@ -9,10 +10,12 @@ from torch import nn
 from fpmc import networks
 from fpmc.data import fingerprint
 
-__all__ = ["BEFORE_PACKING", "weights_hash"]
+__all__ = ["BEFORE_PACKING", "PACKED", "weights_hash"]
 
 BEFORE_PACKING = "hash_before_packing"
 """Under this name a packed network's card has the hash of the weights that were packed."""
+PACKED = "hash_packed"
+"""Under this one, that of its own: a network that was trained on is another."""
 
 
 def weights_hash(network: nn.Module, file: str | os.PathLike | None = None) -> str:
@@ -21,13 +24,19 @@ def weights_hash(network: nn.Module, file: str | os.PathLike | None = None) -> s
     Args:
         network: The network.
         file: Its name or file. Where its card tells what it was packed from, that hash is the
-            answer: the rows of both are rows of one network.
+            answer: the rows of both are rows of one network. Not if it has been trained on since.
     """
+    own = _own_hash(network)
     if file is not None:
         with contextlib.suppress(ValueError, FileNotFoundError):  # a network of others has no card
-            told = networks.card(file).get(BEFORE_PACKING)
-            if told:
+            card = networks.card(file)
+            told = str(card.get(BEFORE_PACKING))
+            if re.fullmatch("[0-9a-f]{8}", told) and card.get(PACKED, own) == own:
                 return told
+    return own
+
+
+def _own_hash(network: nn.Module) -> str:
     weights = [value for _, value in sorted(network.state_dict().items())]
     flat = torch.cat([value.detach().flatten().float().cpu() for value in weights])
     return fingerprint(flat)[:8]

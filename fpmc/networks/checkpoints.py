@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from fpmc.checks import as_whole_number
 from fpmc.networks.architectures import build
 from fpmc.networks.packing import BITS, pack, unpack
 from fpmc.networks.preconditioning import SIGMA_DATA, Preconditioned
@@ -46,12 +47,12 @@ def save(
             float16, and the answers of networks of 4.7 million parameters for 32 x 32 pixels moved
             by less than 1e-3 of their norm up to sigma = 10, and by less than 3e-3 above
             (results/packing).
-        bits: How few, from 2 to 16; one less doubles what a weight moves by.
+        bits: How few, from 2 to 16, if packed; one less doubles what a weight moves by.
 
     Raises:
-        TypeError: If it is no network of ours.
+        TypeError: If it is no network of ours, or bits is no whole number.
         ValueError: If the network was not made by ``build``, a parameter is not finite in this
-            type, or the path ends in something else.
+            type, the path ends in something else, or bits is out of range or given without packed.
     """
     if not isinstance(network, Preconditioned):
         raise TypeError(
@@ -61,6 +62,9 @@ def save(
         raise ValueError(f"path: got {str(path)!r}, wanted a name that ends in .safetensors")
     if network.architecture is None:
         raise ValueError("network: has no architecture, wanted one that fpmc.networks.build made")
+    bits = as_whole_number(bits, "bits", 2, 16)
+    if bits != BITS and not packed:
+        raise ValueError(f"bits: got {bits} without packed, wanted packed=True beside it")
     tensors = _stored(network, dtype, bits if packed else 0)
     bad = [name for name, value in tensors.items() if not value.isfinite().all()]
     if bad:

@@ -72,6 +72,7 @@ class Run:
         recipe = replace(recipe, data=_from_anywhere(recipe.data))
         self.recipe, self.out, self.dataset, self.processes = recipe, out, dataset, processes
         self.device, self.begun, self.compiled = processes.device, None, False
+        self.start = {}
         self.bf16 = precision == "bf16" or (precision == "auto" and _has_bf16(self.device))
         shape = tuple(dataset.train.shape[1:])
         network = build(recipe.arch, shape, seed=recipe.seed, **recipe.options)
@@ -96,6 +97,7 @@ class Run:
 
     def _loop(self) -> Loop:
         identity = asdict(self.recipe) | {"images_hash": fingerprint(self.dataset.train)}
+        identity |= self.start
         apart = MAY_CHANGE if self.score else (*MAY_CHANGE, *ENERGY_ALONE)
         apart += () if "kernel" in self.score else KERNEL_ALONE
         return Loop(
@@ -169,6 +171,8 @@ class Run:
         except ValueError:  # another's, which has none
             self.begun = {"network": str(self.recipe.start)}
         start_from(network, start, str(self.recipe.start))
+        flat = torch.cat([value.flatten().float() for value in start.state_dict().values()])
+        self.start = {"start_hash": fingerprint(flat)}  # the file may be another when a run goes on
 
     def _rate(self, share: float) -> float:
         rise = min(1.0, share / WARM_UP + 1e-3)

@@ -1,8 +1,11 @@
 """The weights that a training starts from, when they are another network's."""
 
+import inspect
+from typing import Any
+
 from torch import Tensor
 
-from fpmc.networks.architectures import build
+from fpmc.networks.architectures import ARCHITECTURES, build
 from fpmc.networks.preconditioning import Preconditioned
 
 __all__ = ["start_from"]
@@ -24,16 +27,40 @@ def start_from(network: Preconditioned, start: Preconditioned, name: str) -> Non
         name: What the error calls it.
 
     Raises:
-        ValueError: If the two differ otherwise in the names or the shapes of their weights.
+        ValueError: If the two differ otherwise in the names or the shapes of their weights, in σ_d,
+            or in an option that the same weights mean something else by, as a DiT's heads.
     """
-    own, given = network.state_dict(), start.state_dict()
-    if _differing(given, own):
+    fresh, state = network.state_dict(), start.state_dict()
+    if _differing(state, fresh):
         without = _without_xi(network)
-        if without is None or _differing(given, without):
+        if without is None or _differing(state, without):
             raise ValueError(_message(network, start, name))
-        for weight in _differing(own, without):
-            given[weight] = _widened(given[weight], own[weight], network)
-    network.load_state_dict(given)
+        for weight in _differing(fresh, without):
+            state[weight] = _widened(state[weight], fresh[weight], network)
+    own, given = _meaning(network), _meaning(start)
+    for option, value in own.items():
+        if given.get(option, value) != value:
+            raise ValueError(
+                f"start: {name!r} is another network: got {option} = {given[option]}, "
+                f"wanted {value}"
+            )
+    network.load_state_dict(state)
+
+
+def _meaning(network: Preconditioned) -> dict[str, Any]:
+    """What decides beside the weights how a network answers, and their shapes do not tell."""
+    found, made = {"sigma_data": float(network.sigma_data)}, network.architecture
+    if made is None:
+        return found
+    kind, own = ARCHITECTURES[made["arch"]]
+    options = {name: each.default for name, each in inspect.signature(kind).parameters.items()}
+    options |= {**own, **made["options"]}
+    told_by_shapes = ("shape", "xi", "attention")
+    return found | {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in options.items()
+        if name not in (*told_by_shapes, "dropout")
+    }
 
 
 def _without_xi(network: Preconditioned) -> dict[str, Tensor] | None:
