@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from fpmc import networks, sensitivity, storage
@@ -281,6 +283,31 @@ class TestFiles:
         with pytest.raises(error, match=f"bits: got {bits!r}"):
             networks.save(tiny(), path, packed=packed, bits=bits)
         assert not path.exists()
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [{"sigma_data": told} for told in ("nan", "0", "-1")]
+        + [{"bits": told} for told in ("", "x", "-3", "2.5", "7", "99")],
+    )
+    def test_a_packed_file_whose_numbers_cannot_be_is_an_error(self, metadata, tmp_path):
+        path = tmp_path / "network.safetensors"
+        network = networks.build("ddpmpp", SHAPE, **{**TINY, "channels": 32})
+        networks.save(network, path, packed=True, bits=8)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            save_file(tensors, path, file.metadata() | metadata)
+        with pytest.raises(ValueError, match="its weights do not fit its architecture"):
+            networks.load(path)
+
+    def test_a_file_of_weights_that_are_not_finite_is_an_error(self, tmp_path):
+        path = tmp_path / "network.safetensors"
+        networks.save(tiny(), path)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            last = list(tensors)[-1]
+            save_file(tensors | {last: tensors[last] * torch.nan}, path, file.metadata())
+        with pytest.raises(ValueError, match=f"{last} is not finite"):
+            networks.load(path)
 
     def test_bits_may_be_a_whole_number_of_any_type(self, tmp_path, as_users_do):
         path = tmp_path / "network.safetensors"

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from fpmc import networks
+from fpmc.data import Dataset
+from fpmc.networks import train
+from fpmc.networks.recipes import Recipe
 from fpmc.networks.training.starting import FRESH, start_from
 
 UNET = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]}
@@ -90,3 +93,19 @@ def test_another_deviation_of_the_data_is_an_error():
 def test_dropout_and_the_form_of_options_may_differ():
     start = means("ncsnpp")
     start_from(fresh("ncsnpp", xi=False, multipliers=(1, 2), dropout=0.3), start, "mine")
+
+
+def test_a_run_does_not_go_on_from_another_start_of_the_same_name(tmp_path):
+    path, images = tmp_path / "start.safetensors", torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
+    networks.save(means("dit", seed=1), path)
+    recipe = Recipe("toy", "dit", MADE["dit"][1], images=8, batch=4, start=str(path))
+
+    def run():
+        dataset = Dataset("toy", images, images)
+        train.train(recipe, tmp_path / "out", dataset=dataset, progress=False)
+
+    run()
+    run()  # the same start goes on
+    networks.save(means("dit", seed=2), path)
+    with pytest.raises(ValueError, match="holds a run with start_hash="):
+        run()

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from fpmc.checks import as_whole_number
+from fpmc.checks import as_positive, as_whole_number
 from fpmc.networks.architectures import build
 from fpmc.networks.packing import BITS, pack, unpack
 from fpmc.networks.preconditioning import SIGMA_DATA, Preconditioned
@@ -66,8 +66,7 @@ def save(
     if bits != BITS and not packed:
         raise ValueError(f"bits: got {bits} without packed, wanted packed=True beside it")
     tensors = _stored(network, dtype, bits if packed else 0)
-    bad = [name for name, value in tensors.items() if not value.isfinite().all()]
-    if bad:
+    if bad := _not_finite(tensors):
         raise ValueError(f"network: {bad[0]} is not finite in {dtype}")
     metadata = {
         "format": PACKED if packed else FORMAT,
@@ -79,6 +78,10 @@ def save(
         metadata["bits"] = str(bits)
     with whole(path) as beside:
         beside.write_bytes(safetensors_bytes(tensors, metadata))
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    return [name for name, value in tensors.items() if not value.isfinite().all()]
 
 
 def _stored(network: Preconditioned, dtype: torch.dtype, bits: int) -> dict[str, Tensor]:
@@ -109,7 +112,7 @@ def read_network(path: str | os.PathLike) -> Preconditioned:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is cut short, or is none of these.
+        ValueError: If the file is cut short, is none of these, or holds what is not finite.
     """
     metadata, tensors = _read(path, tensors=True)
     try:
@@ -117,11 +120,14 @@ def read_network(path: str | os.PathLike) -> Preconditioned:
         network = build(
             architecture["arch"], tuple(architecture["shape"]), **architecture["options"]
         )
-        network.sigma_data = float(metadata.get("sigma_data", SIGMA_DATA))
+        told = float(metadata.get("sigma_data", SIGMA_DATA))
+        network.sigma_data = as_positive(told, "sigma_data")
         if metadata["format"] == PACKED:
             bits = int(metadata.get("bits", BITS))
             tensors = _unpacked(tensors, network.state_dict(), bits)
         network.float().load_state_dict(tensors)
+        if bad := _not_finite(network.state_dict()):
+            raise ValueError(f"{bad[0]} is not finite")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its weights do not fit its architecture ({error})") from error
     return network.eval().requires_grad_(False)
