@@ -4,7 +4,7 @@
 
 writes the files again as ``fpmc.networks.save(..., packed=True)`` does, in place. Then it asks both
 about the same noisy held-out images at every published level, and lets both make samples from the
-same noise. What moved is kept in ``results/packing``: ``packed.csv`` and ``samples.csv``.
+same noise. What moved is kept in ``results/packing``: ``packed.csv`` and ``packed_samples.csv``.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     told = provenance()
     answers = Table(given.out / "packed.csv", ("network", "sigma"))
-    samples = Table(given.out / "samples.csv", ("network",))
+    samples = Table(given.out / "packed_samples.csv", ("network",))
     try:
         for name in given.networks:
             before, of = networks.load(name), name.partition("/")[0]
