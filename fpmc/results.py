@@ -80,7 +80,7 @@ def read(
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
             "trials", "tuning", "augmentation", "published", "recipe", "axes", "memorisation",
             "places", "distributional", "draws_cost" or "paths"; "faults" of "faults"; "packed" or
-            "samples" of "packing".
+            "packed_samples" of "packing".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:

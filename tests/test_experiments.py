@@ -543,6 +543,7 @@ def test_training_that_its_minutes_stop_ends_as_one_run(job, tmp_path):
 def test_every_method_of_the_stored_tables_has_a_title():
     for name, table in results.stored():
         for row in results.read(name, table):
+            assert {"n", "n_source", "seed", "device"} <= row.keys()  # as the results page needs
             method = row.get("method", "")
             if "/" not in method:  # no network
                 assert not method or method in results.TITLES

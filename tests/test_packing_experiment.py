@@ -41,7 +41,7 @@ def test_a_network_is_packed_and_what_moved_is_kept(shipped, tmp_path, monkeypat
         assert weights_hash(networks.load(path), path) == hashes[0]
     rows = results.read("packing", "packed", tmp_path)
     assert len(rows) == 18
-    (one, *_), (other,) = rows, results.read("packing", "samples", tmp_path)
+    (one, *_), (other,) = rows, results.read("packing", "packed_samples", tmp_path)
     z = diffusion.add_noise(to_float(data.load("digits").test[:3]), one["sigma"], 0)
     old, new = (networks.load(path)(z, one["sigma"]) for path in (before, shipped))
     assert one["change"] == pytest.approx(((new - old).norm() / old.norm()).item(), rel=1e-2)

@@ -4,14 +4,14 @@
 
 writes the files again as ``fpmc.networks.save(..., packed=True)`` does, in place. Then it asks both
 about the same noisy held-out images at every published level, and lets both make samples from the
-same noise. What moved is kept in ``results/packing``: ``packed.csv`` and ``samples.csv``.
+same noise. What moved is kept in ``results/packing``: ``packed.csv`` and ``packed_samples.csv``.
 """
 
 import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -89,22 +89,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("networks", nargs="+", choices=networks.SHIPPED, metavar="NETWORK")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "packing")
     given = parser.parse_args(arguments)
+    told = provenance()  # of all alike: the first that is packed changes the checkout
     try:
         with tempfile.TemporaryDirectory() as folder:
             for name in given.networks:
-                _pack(name, given.out, Path(folder) / "packed.safetensors")
+                _pack(name, given.out, Path(folder) / "packed.safetensors", told)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def _pack(name: str, out: Path, packed: Path) -> None:
+def _pack(name: str, out: Path, packed: Path, told: Mapping[str, object]) -> None:
     """Pack a shipped network by way of this file, and keep how far its answers moved.
 
     The network's own file is replaced at the end: what is stopped before can be asked for again.
     """
-    told, path, of = provenance(), FOLDER / f"{name}.safetensors", name.partition("/")[0]
+    path, of = FOLDER / f"{name}.safetensors", name.partition("/")[0]
     answers = Table(out / "packed.csv", ("network", "sigma"))
-    samples = Table(out / "samples.csv", ("network",))
+    samples = Table(out / "packed_samples.csv", ("network",))
     pack_file(path, packed)
     images = to_float(data.load(of).test[:IMAGES])
     rows, sampled = what_moved(networks.load(path), networks.load(packed), images)
