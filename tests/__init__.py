@@ -1,9 +1,16 @@
 """The tests, and the type checker they run the package under: beartype, taking ints for floats."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable
 from functools import cache, wraps
 from typing import Any
+
+# Workers side by side get one thread each; set before numba and torch are imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    import chapters
+
+    os.environ.update(chapters.ENVIRONMENT)
 
 import numpy as np
 import torch

@@ -1,5 +1,6 @@
 """The type checker that tests run under finds each wrong call, also after right ones."""
 
+import os
 from collections import deque
 from collections.abc import Collection
 from typing import Literal
@@ -129,3 +130,8 @@ def test_classes_of_one_name_are_told_apart():
         takes_other(one())
     with pytest.raises(TypeCheckError):
         takes_one(other())
+
+
+def test_workers_side_by_side_have_one_thread_each():
+    """The environment says so before PyTorch is imported, which the checker does."""
+    assert torch.get_num_threads() == 1 or "PYTEST_XDIST_WORKER" not in os.environ
