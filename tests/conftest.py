@@ -4,6 +4,11 @@ import os
 from contextlib import contextmanager, nullcontext
 
 import chapters
+
+# Workers side by side get one thread each; set before numba and torch are imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.update(chapters.ENVIRONMENT)
+
 import pytest
 import torch
 from hypothesis import is_hypothesis_test, settings

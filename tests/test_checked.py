@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, TypeCheckError, jaxtyped
 from torch import Tensor
 
-from tests import checked
+from tests.checker import checked
 
 checks = jaxtyped(typechecker=checked)
 TWO, THREE = torch.zeros(2), torch.zeros(3)
@@ -133,5 +133,5 @@ def test_classes_of_one_name_are_told_apart():
 
 
 def test_workers_side_by_side_have_one_thread_each():
-    """The environment says so before PyTorch is imported, which the checker does."""
+    """The environment says so before anything imports PyTorch."""
     assert torch.get_num_threads() == 1 or "PYTEST_XDIST_WORKER" not in os.environ
