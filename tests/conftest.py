@@ -14,6 +14,8 @@ import torch
 from hypothesis import is_hypothesis_test, settings
 from jaxtyping import config as jaxtyping_config
 
+from tests import checker  # noqa: F401  jaxtyping takes it from its package, where it must be
+
 # Triton's kernels run on a CPU then, one instruction at a time; set before any is compiled.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
