@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fpmc.checks import FLOATS, as_whole_number, kind
 from fpmc.features import Features, as_features
+from fpmc.windows import padded, window_sum
 
 __all__ = ["Box", "Dense", "Identity", "Ones", "Operator", "as_pair"]
 
@@ -125,6 +125,7 @@ class Identity(Operator):
     """
 
     partition = True
+    before = 0
 
     def __init__(self, shape: tuple[int, ...]):
         self.shape = _as_shape(shape)
@@ -149,6 +150,9 @@ class Box(Operator):
         border: ``"valid"`` keeps the (h − p + 1)(w − p + 1) centres whose square fits, row by
             row; ``"clip"`` keeps all h·w centres and cuts their squares off at the border.
 
+    Attributes:
+        before: Pixels of a square above and left of the pixel that stands for it.
+
     Raises:
         TypeError: If p is not a whole number.
         ValueError: If p or the border is none of these.
@@ -167,16 +171,12 @@ class Box(Operator):
         fitting = tuple(side - self.p + 1 for side in self.shape)
         self.grid = self.shape if border == "clip" else fitting
         self.k = math.prod(self.grid)
-
-    @property
-    def before(self) -> int:
-        """Pixels of a square above and left of the pixel that stands for it."""
-        return self.p // 2 if self.border == "clip" else 0
+        self.before = self.p // 2 if border == "clip" else 0
 
     def _apply(self, a: Tensor) -> Tensor:
-        before, after = self.before, 0 if self.border == "valid" else (self.p - 1) // 2
+        before, after = (0, 0) if self.border == "valid" else (self.p // 2, (self.p - 1) // 2)
         for axis in (0, 1):
-            a = _window_sum(_pad(a, axis, before, after), axis, self.p)
+            a = window_sum(padded(a, axis, before, after), axis, self.p)
         return a.reshape(self.k, *a.shape[2:])
 
     def _transpose(self, b: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ class Box(Operator):
         fits = self.border == "valid"
         before, after = (self.p - 1,) * 2 if fits else ((self.p - 1) // 2, self.p // 2)
         for axis in (0, 1):
-            b = _window_sum(_pad(b, axis, before, after), axis, self.p)
+            b = window_sum(padded(b, axis, before, after), axis, self.p)
         return b
 
     def __repr__(self) -> str:
@@ -280,26 +280,3 @@ def _as_shape(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, tuple | list | torch.Size) or len(shape) not in (2, 3):
         raise ValueError(f"shape: got {shape!r}, wanted (h, w) or (c, h, w)")
     return tuple(as_whole_number(side, "shape", 1) for side in shape)
-
-
-def _pad(a: Tensor, axis: int, before: int, after: int) -> Tensor:
-    """Zeros before and after, along an axis."""
-    if before == after == 0:
-        return a
-    return pad(a, (0, 0) * (a.ndim - 1 - axis) + (before, after))
-
-
-def _window_sum(a: Tensor, axis: int, p: int) -> Tensor:
-    """Sums over p neighbours along an axis, n to n − p + 1, by doubling the window's length."""
-    length = a.shape[axis] - p + 1
-    total, covered, power, doubled = None, 0, 1, a
-    while True:
-        if p & power:
-            part = doubled.narrow(axis, covered, length)
-            total = part if total is None else total + part
-            covered += power
-        if covered == p:
-            return total
-        fits = doubled.shape[axis] - power
-        doubled = doubled.narrow(axis, 0, fits) + doubled.narrow(axis, power, fits)
-        power *= 2

@@ -16,7 +16,7 @@ from fpmc.engine.units import in_units, scale
 from fpmc.operators import Box, Identity
 from fpmc.source import Source
 
-__all__ = ["Part", "as_parts", "before", "buffers", "empty", "need", "slopes", "spread"]
+__all__ = ["Part", "as_parts", "buffers", "empty", "need", "slopes", "spread"]
 
 
 class Part(NamedTuple):
@@ -61,15 +61,10 @@ def as_parts(z: Tensor, problem: Problem) -> list[Part]:
     found = []
     for x, prior in parts(source, log_weights(source, in_stored)):
         prior = in_stored.new_empty(0) if prior is None else prior
-        query = Query(in_stored.numpy(), prior.numpy(), factor, before(problem.queries))
+        query = Query(in_stored.numpy(), prior.numpy(), factor, problem.queries.before)
         needed = torch.ones(len(z), -(-len(x) // LANES), dtype=torch.bool)
         found.append(Part(query, x.numpy(), needed.numpy()))
     return found
-
-
-def before(op: Box | Identity) -> int:
-    """:attr:`fpmc.operators.Box.before`; 0 for single pixels."""
-    return op.before if isinstance(op, Box) else 0
 
 
 def buffers(queries: Box, x: np.ndarray, *, moving: bool = False) -> Buffers:
@@ -92,7 +87,7 @@ def slopes(g: np.ndarray, queries: Box, responses: Box | Identity) -> Slopes:
     """A thread's, for s."""
     w = queries.shape[1]
     shapes = ((_side(responses), w, LANES), (w, LANES), (queries.grid[1], LANES))
-    return Slopes(g, before(responses), *map(empty, shapes))
+    return Slopes(g, responses.before, *map(empty, shapes))
 
 
 def spread(op: Box) -> Spread:

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc.engine.cpu import squares_kernels, squares_vjp
-from fpmc.engine.cpu.buffers import Part, as_parts, before, buffers, need, slopes, spread
+from fpmc.engine.cpu.buffers import Part, as_parts, buffers, need, slopes, spread
 from fpmc.engine.cpu.compiled import LANES, readable
 from fpmc.engine.cpu.running_sums import Buffers, Spread
 from fpmc.engine.cpu.squares_vjp import Slopes
@@ -182,7 +182,7 @@ def _two_passes(stored: list[Part], queries, responses, shared) -> tuple[Tensor,
     def second(share: list[Share], total: Tensor, own: Buffers, back: Spread) -> None:
         for part, begin, end in share:
             query, x, needed = stored[part]
-            arrays = (log_norm.numpy(), needed, before(responses), total.numpy())
+            arrays = (log_norm.numpy(), needed, responses.before, total.numpy())
             squares_kernels.mix(query, x, begin, end, *arrays, own, back)
 
     shape = stored[0].query.z.shape
