@@ -7,7 +7,8 @@ import torch
 
 from fpmc import data, diffusion, networks, results
 from fpmc.experiments import packing
-from fpmc.experiments.weights import BEFORE_PACKING, PACKED, weights_hash
+from fpmc.experiments.weights import BEFORE_PACKING, PACKED, hash_for_rows
+from fpmc.networks.hashes import weights_hash
 from fpmc.source import to_float
 
 
@@ -38,7 +39,7 @@ def test_a_network_is_packed_and_what_moved_is_kept(shipped, tmp_path, monkeypat
     assert networks.card(shipped) == {"data": "digits"} | told
     assert hashes[0] != hashes[1]
     for path in (before, shipped):  # rows of the one are rows of the other
-        assert weights_hash(networks.load(path), path) == hashes[0]
+        assert hash_for_rows(networks.load(path), path) == hashes[0]
     rows = results.read("packing", "packed", tmp_path)
     assert len(rows) == 18
     (one, *_), (other,) = rows, results.read("packing", "packed_samples", tmp_path)
@@ -79,12 +80,12 @@ def test_a_packed_network_that_was_trained_on_has_rows_of_its_own(shipped, tmp_p
     network = networks.load(packed)
     next(network.parameters()).data.add_(0.5)
     networks.save(network, other, networks.card(packed))
-    assert weights_hash(networks.load(other), other) == weights_hash(networks.load(other))
-    assert weights_hash(networks.load(packed), packed) == weights_hash(networks.load(shipped))
+    assert hash_for_rows(networks.load(other), other) == weights_hash(networks.load(other))
+    assert hash_for_rows(networks.load(packed), packed) == weights_hash(networks.load(shipped))
 
 
 @pytest.mark.parametrize("told", [7, ["a"], "a name", "0123456", None])
 def test_what_is_no_hash_on_a_card_is_not_taken_for_one(shipped, told):
     network = networks.load(shipped)
     networks.save(network, shipped, {BEFORE_PACKING: told})
-    assert weights_hash(network, shipped) == weights_hash(network)
+    assert hash_for_rows(network, shipped) == weights_hash(network)

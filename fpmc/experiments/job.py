@@ -15,7 +15,7 @@ from fpmc.data import fingerprint
 from fpmc.experiments.options import Options
 from fpmc.experiments.provenance import provenance
 from fpmc.experiments.tables import Table, arrays, keep_arrays
-from fpmc.experiments.weights import weights_hash
+from fpmc.experiments.weights import hash_for_rows
 from fpmc.methods.registry import METHODS
 from fpmc.methods.schedules import published, published_for
 from fpmc.networks.recipes import Recipe, recipe
@@ -260,7 +260,7 @@ class Job(Options):
     def network_hash(self, file: str) -> str:
         """Of a network's weights; of those before it was packed, where its card tells them."""
         if file not in self._hashes:
-            self._hashes[file] = weights_hash(self.load(file), file)
+            self._hashes[file] = hash_for_rows(self.load(file), file)
         return self._hashes[file]
 
     @cached_property

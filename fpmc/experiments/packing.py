@@ -22,9 +22,10 @@ from fpmc import data, diffusion, metrics, networks
 from fpmc.experiments.options import ROOT
 from fpmc.experiments.provenance import provenance
 from fpmc.experiments.tables import Table
-from fpmc.experiments.weights import BEFORE_PACKING, weights_hash
+from fpmc.experiments.weights import BEFORE_PACKING
 from fpmc.experiments.weights import PACKED as OWN
 from fpmc.networks.checkpoints import PACKED
+from fpmc.networks.hashes import weights_hash
 from fpmc.networks.loading import FOLDER
 from fpmc.source import to_float
 from fpmc.storage import whole

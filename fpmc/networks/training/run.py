@@ -18,6 +18,7 @@ from fpmc.data import fingerprint
 from fpmc.distributional.scoring import KERNELS
 from fpmc.networks.architectures import build
 from fpmc.networks.checkpoints import save
+from fpmc.networks.hashes import weights_hash
 from fpmc.networks.loading import card, load
 from fpmc.networks.optimizers import optimizer
 from fpmc.networks.preconditioning import Preconditioned
@@ -171,8 +172,7 @@ class Run:
         except ValueError:  # another's, which has none
             self.begun = {"network": str(self.recipe.start)}
         start_from(network, start, str(self.recipe.start))
-        flat = torch.cat([value.flatten().float() for value in start.state_dict().values()])
-        self.start = {"start_hash": fingerprint(flat)}  # the file may be another when a run goes on
+        self.start = {"start_hash": weights_hash(start)}  # its file may change before a run goes on
 
     def _rate(self, share: float) -> float:
         rise = min(1.0, share / WARM_UP + 1e-3)

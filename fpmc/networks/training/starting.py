@@ -87,10 +87,14 @@ def _differing(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
     return [name for name in got | wanted if shapes[0].get(name) != shapes[1].get(name)]
 
 
+def _shape(state: dict[str, Tensor], name: str) -> str:
+    return str(tuple(state[name].shape)) if name in state else "none"
+
+
 def _message(network: Preconditioned, start: Preconditioned, name: str) -> str:
-    got, wanted = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (start, network))
-    differ = [k for k in got | wanted if got.get(k) != wanted.get(k)]
-    some = (f"{k} {got.get(k, 'none')}, {wanted.get(k, 'none')}" for k in differ[:3])
+    states = start.state_dict(), network.state_dict()
+    differ = _differing(*states)
+    some = (f"{k} {', '.join(_shape(state, k) for state in states)}" for k in differ[:3])
     return (
         f"start: {name!r} is another network: got {start.size:,} parameters, "
         f"wanted {network.size:,}\n{len(differ)} tensors differ in name or shape, "
