@@ -7,7 +7,7 @@ import torch
 
 from fpmc import data, diffusion, networks, results
 from fpmc.experiments import packing
-from fpmc.experiments.weights import BEFORE_PACKING, PACKED, hash_for_rows
+from fpmc.experiments.packed import BEFORE_PACKING, PACKED, hash_for_rows
 from fpmc.networks.hashes import weights_hash
 from fpmc.source import to_float
 

@@ -13,9 +13,9 @@ from fpmc import data, diffusion, methods, networks, sensitivity
 from fpmc.checks import as_whole_number
 from fpmc.data import fingerprint
 from fpmc.experiments.options import Options
+from fpmc.experiments.packed import hash_for_rows
 from fpmc.experiments.provenance import provenance
 from fpmc.experiments.tables import Table, arrays, keep_arrays
-from fpmc.experiments.weights import hash_for_rows
 from fpmc.methods.registry import METHODS
 from fpmc.methods.schedules import published, published_for
 from fpmc.networks.recipes import Recipe, recipe

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from fpmc import data, diffusion, metrics, networks
 from fpmc.experiments.options import ROOT
+from fpmc.experiments.packed import BEFORE_PACKING
+from fpmc.experiments.packed import PACKED as OWN
 from fpmc.experiments.provenance import provenance
 from fpmc.experiments.tables import Table
-from fpmc.experiments.weights import BEFORE_PACKING
-from fpmc.experiments.weights import PACKED as OWN
 from fpmc.networks.checkpoints import PACKED
 from fpmc.networks.hashes import weights_hash
 from fpmc.networks.loading import FOLDER

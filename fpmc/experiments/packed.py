@@ -1,4 +1,4 @@
-"""Which network the rows of a table are of, in eight digits."""
+"""What a packed network counts as: the one that it was packed from."""
 
 import contextlib
 import os
