@@ -127,18 +127,14 @@ def gradients(
             source.
     """
     cut, device = as_fraction(cut, "cut"), z.device
-    step = Sums(q, r, source, sigma, without, only, cut=cut, budget=budget, device=device)
-    to_q, to_r = (
-        torch.zeros(m.flatten(1).shape, device=z.device) if want else None
-        for m, want in zip((q, r), wanted, strict=True)
-    )
-    total, images = 0.0, 0
+    options = {"wanted": wanted, "cut": cut, "budget": budget, "device": device}
+    step = Sums(q, r, source, sigma, without, only, **options)
+    total, share = 0.0, 0.0
     for z_b, y_b in zip(z, target, strict=True):
-        error, count = step.add(z_b, y_b, 2 / z.numel(), to_q, to_r)
-        total, images = total + error, images + count
-    return Gradients(
-        total / z.numel(),
-        None if to_q is None else to_q.view(q.shape).to(q),
-        None if to_r is None else to_r.view(r.shape).to(r),
-        images / (len(z) * step.n),
+        error, part = step.add(z_b, y_b, 2 / z.numel())
+        total, share = total + error, share + part
+    to_q, to_r = (
+        None if found is None else found.view(m.shape).to(m)
+        for found, m in zip(step.gradients(), (q, r), strict=True)
     )
+    return Gradients(total / z.numel(), to_q, to_r, share / len(z))
