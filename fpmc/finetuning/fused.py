@@ -60,7 +60,7 @@ class Fused:
         k, (d, p), kept = groups[-1].stop, (math.prod(r_view), r_view[1]), q_view[1]
         tile = min(ROWS, self.n) * (p + kept)
         blocks = (self.n // BLOCK + 2) * 2 * k
-        images = self.n * (2 * k + 6 * len(groups) + 4)
+        images = self.n * (4 * k + 6 * len(groups) + 4)
         bins = 2 * len(groups) * BINS
         self.least = FLOAT32 * (images + tile + blocks + bins + 8 * k * (p + kept) + 8 * d)
         threads = torch.get_num_threads()
