@@ -353,7 +353,7 @@ def test_files_of_other_programs_are_named_without_advice_to_run_them(tmp_path):
     for name, reason in (
         (
             "maps.pt",
-            "it has no maps but what torch.save writes: load it with weights_only=True; of .*",
+            "it has no maps but what torch.save writes; of .*",
         ),
         ("empty.npz", "it has no maps and nothing that NumPy reads"),
         ("maps.npz", "it is broken, or of another kind"),

@@ -195,7 +195,7 @@ def _described(file: Mapping[str, np.ndarray] | np.ndarray) -> str:
     shapes = {name: shape for name, shape in shapes.items() if shape is not None}
     described = ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items())
     if any(name.endswith("data.pkl") for name in arrays):
-        return f" but what torch.save writes: load it with weights_only=True; {OF_AUTHORS}"
+        return f" but what torch.save writes; {OF_AUTHORS}"
     if any(len(shape) == 5 and shape[1:3] == shape[3:] for shape in shapes.values()):
         return f" but {described}: {OF_AUTHORS}"
     return f" but {described}" if described else " and nothing that NumPy reads"
