@@ -5,7 +5,7 @@ summed over channels where an operator does not tell them apart, a noisy image t
 of size N P K:
 
 .. math::
-    \ell_{nk} &= -\tfrac{1}{2\sigma^2} (Q \delta_n)_k, &
+    \ell_{nk} &= -\tfrac{1}{2\sigma^2} (Q \delta_n)_k + \log S(x_n), &
     \hat x &= \Big[\sum_n (R^\top w_{n\cdot}) \odot x_n\Big] \oslash R^\top 1, &
     s_{nk} &= (R\, u_n)_k, \\
     \partial R_{kp} &= \sum_n w_{nk} u_{np}, &
