@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from fpmc import (
     augment,
+    blends,
     data,
     diffusion,
     distributed,
@@ -33,6 +34,7 @@ from fpmc import (
     sensitivity,
     source,
 )
+from fpmc.blends import Blend
 from fpmc.collection import FPMC, Posterior
 from fpmc.source import Source
 
@@ -43,9 +45,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FPMC",
+    "Blend",
     "Posterior",
     "Source",
     "augment",
+    "blends",
     "data",
     "diffusion",
     "distributed",

@@ -38,7 +38,7 @@ FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "resul
 
 :meta hide-value:
 """
-TABLES = ("augmentation", "axes", "copies", "denoising", "maps", "memorisation", "places")
+TABLES = ("augmentation", "axes", "blend", "copies", "denoising", "maps", "memorisation", "places")
 TABLES += ("published", "recipe", "samples", "schedules", "tuning", "worth")
 TITLES = {name: method.title for name, method in METHODS.items() if method.compared}
 """What readers are told for what the tables call a method."""
@@ -78,9 +78,9 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials", "tuning", "augmentation", "published", "recipe", "axes", "memorisation",
-            "places", "distributional", "draws_cost" or "paths"; "faults" of "faults"; "packed" or
-            "packed_samples" of "packing".
+            "trials", "tuning", "augmentation", "published", "recipe", "axes", "blend",
+            "memorisation", "places", "distributional", "draws_cost" or "paths"; "faults" of
+            "faults"; "packed" or "packed_samples" of "packing".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:
