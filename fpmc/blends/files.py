@@ -1,7 +1,9 @@
 """Blends in files: a folder with the weights, the recipes of the parts, their mixtures, a card."""
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -18,7 +20,7 @@ from fpmc.diffusion import Denoiser
 from fpmc.source import Source, as_source
 from fpmc.storage import whole
 
-__all__ = ["SHIPPED", "card", "folder_of", "load", "save"]
+__all__ = ["SHIPPED", "card", "digest", "folder_of", "load", "save"]
 
 FORMAT = "fpmc blend 1"
 FILE = "blend.safetensors"
@@ -109,7 +111,8 @@ def save(
     for name in used:
         one = blend.denoisers[name]
         if name not in recipes and isinstance(one, mixtures.Mixture):
-            told[name] = {"kind": "mixture", "file": f"{name.replace(' ', '')}.safetensors"}
+            stem = re.sub(r"[^A-Za-z0-9]+", "-", name)
+            told[name] = {"kind": "mixture", "file": f"{stem}.safetensors"}
             mixtures.write(folder / told[name]["file"], one)
         else:
             told[name] = dict(recipes.get(name, {"kind": "given"}))
@@ -133,6 +136,20 @@ def card(blend: str | os.PathLike) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not a card ({error})") from error
+
+
+def digest(blend: str | os.PathLike) -> str:
+    """Of a blend's weights, recipes and mixtures, the first 8 digits. Arguments as in :func:`load`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no blend in it.
+    """
+    folder, total = folder_of(blend), hashlib.sha256()
+    if not (folder / FILE).is_file():
+        raise _missing(folder)
+    for path in sorted(folder.glob("*.safetensors")):
+        total.update(path.read_bytes())
+    return total.hexdigest()[:8]
 
 
 def folder_of(blend: str | os.PathLike) -> Path:

@@ -1,4 +1,8 @@
-"""Mixtures in files: directions as float16, means and variances as float32."""
+"""Mixtures in files: directions in eight bits a number, means and variances as float32.
+
+A direction is kept as shares of its largest entry, in steps of 1/127; those that are read are made
+orthonormal again.
+"""
 
 import os
 from collections.abc import Mapping
@@ -12,7 +16,7 @@ from fpmc.storage import whole
 
 __all__ = ["read", "write"]
 
-PARTS = ("shape", "weights", "means", "values", "vectors", "rest")
+PARTS = ("shape", "weights", "means", "values", "rest")
 
 
 def write(path: str | os.PathLike, mixture: Mixture) -> None:
@@ -43,16 +47,21 @@ def read(path: str | os.PathLike) -> Mixture:
 
 
 def _tensors(mixture: Mixture) -> dict[str, torch.Tensor]:
-    return {
+    vectors = mixture.eigenvectors
+    scales = vectors.abs().amax(1, keepdim=True) / 127
+    tensors = {
         "shape": torch.tensor(mixture.shape),
-        "weights": mixture.weights.cpu(),
-        "means": mixture.means.float().cpu(),
-        "values": mixture.eigenvalues.float().cpu(),
-        "vectors": mixture.eigenvectors.half().cpu().contiguous(),
-        "rest": mixture.rest.float().cpu(),
+        "weights": mixture.weights,
+        "means": mixture.means.float(),
+        "values": mixture.eigenvalues.float(),
+        "vectors": (vectors / scales).round().to(torch.int8),
+        "scales": scales.float(),
+        "rest": mixture.rest.float(),
     }
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _mixture_of(tensors: Mapping[str, torch.Tensor]) -> Mixture:
-    shape, *found = (tensors[name] for name in PARTS)
-    return Mixture.of_directions(tuple(shape.tolist()), *found)
+    vectors = tensors["vectors"].double() * tensors["scales"].double()
+    shape, weights, means, values, rest = (tensors[name] for name in PARTS)
+    return Mixture.of_directions(tuple(shape.tolist()), weights, means, values, vectors, rest)
