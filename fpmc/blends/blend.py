@@ -20,7 +20,7 @@ from fpmc.denoiser import DropIn
 from fpmc.levels import nearest_level
 from fpmc.modes import without_autograd
 from fpmc.seeds import own_stream
-from fpmc.source import to_float
+from fpmc.source import Source
 
 __all__ = ["Blend", "fit", "nonnegative"]
 
@@ -48,8 +48,7 @@ class Blend(DropIn):
         denoisers: Mapping[str, diffusion.Denoiser],
         weights: Mapping[float, Mapping[str, float]],
     ):
-        if not denoisers:
-            raise ValueError("denoisers: got none, wanted at least one")
+        _refuse_none(denoisers)
         for name, one in denoisers.items():
             if not callable(one) or not hasattr(one, "shape"):
                 raise TypeError(
@@ -105,6 +104,11 @@ class Blend(DropIn):
         self.denoisers = {name: one.to(device) for name, one in self.denoisers.items()}
 
 
+def _refuse_none(denoisers: Mapping[str, diffusion.Denoiser]) -> None:
+    if not denoisers:
+        raise ValueError("denoisers: got none, wanted at least one")
+
+
 @without_autograd
 def fit(
     denoisers: Mapping[str, diffusion.Denoiser],
@@ -141,9 +145,11 @@ def fit(
         ValueError: As :class:`Blend`; if there are no images or levels, or a share is none.
     """
     noise, least = own_stream("blend", seed, generator), as_fraction(least, "least")
-    batch, x = as_whole_number(batch, "batch", 1), to_float(images)
-    if not len(x) or not len(sigmas):
-        raise ValueError(f"got {len(x)} images and {len(sigmas)} sigmas, wanted one of each")
+    x = Source(images).read(slice(None), torch.float32)
+    batch = as_whole_number(batch, "batch", 1)
+    _refuse_none(denoisers)
+    if not len(sigmas):
+        raise ValueError("sigmas: got none, wanted at least one")
     weights = {}
     for sigma in tqdm(sigmas, desc="blend", disable=not progress):
         z = diffusion.add_noise(x, as_noise_level(sigma, "sigmas"), noise)

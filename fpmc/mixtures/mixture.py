@@ -139,7 +139,7 @@ class Mixture(DropIn):
         r, d, other = as_whole_number(r, "r", 1, self.rank), self.means[0].numel(), copy(self)
         left = self.eigenvalues[:, :-r].sum(1) + (d - self.rank) * self.rest
         other.eigenvalues, other.eigenvectors = (
-            a[..., -r:].contiguous() for a in (self.eigenvalues, self.eigenvectors)
+            a[..., -r:] for a in (self.eigenvalues, self.eigenvectors)
         )
         other.rest = left / max(d - r, 1)
         return other
