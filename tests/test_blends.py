@@ -250,8 +250,10 @@ class TestShipped:
         for sigma in levels:
             assert held.at(sigma) == json.loads(rows[float(f"{sigma:.6g}")]["chosen"])
 
-    @pytest.mark.parametrize("level", [0, 10, 17])
-    def test_it_answers_as_its_row_says(self, name, level):
+    @pytest.mark.parametrize("place", range(3))
+    def test_it_answers_as_its_row_says(self, name, place):
+        """At three levels at which an answer takes little time."""
+        level = {"digits": (0, 10, 17), "photos": (0, 16, 17)}[name][place]
         dataset, sigma = data.load(name), diffusion.edm_sigmas(18).tolist()[level]
         row, few = self.rows(name)[float(f"{sigma:.6g}")], {"digits": 64, "photos": 32}[name]
         blend, network = blends.load(f"{name}/ddpmpp", dataset.source()), f"{name}/ddpmpp"
