@@ -40,8 +40,9 @@ def load(
 ) -> Blend:
     """A stored blend over all its noise levels; the nearest on a logarithmic scale answers.
 
-    Collections, the Wiener filter and widths are made of the source. Mixtures are as they were
-    fitted, whatever it is.
+    Its parts are made of the source. Mixtures are fitted to it when they are first asked, which may
+    take minutes, and kept in ``~/.cache/fpmc`` (or ``FPMC_DATA``) for the next time. One that was
+    saved in a file is as it was fitted, whatever the source.
 
     Args:
         blend: A folder that :func:`save` wrote, or a name in :data:`SHIPPED`.
@@ -89,9 +90,9 @@ def save(
     Args:
         blend: The blend.
         folder: Where to; files of the same names are replaced.
-        recipes: {name: recipe} of parts that are made of a source, see :data:`KINDS`. A mixture
-            needs none, as it is kept itself. Any other part without one is to be given to
-            :func:`load`.
+        recipes: {name: recipe} of parts that are made of a source, see
+            :data:`fpmc.blends.parts.KINDS`. A mixture without one is kept itself, in a file. Any
+            other part without one is to be given to :func:`load`.
         card: What else is to be known of it, as JSON has it.
 
     Raises:

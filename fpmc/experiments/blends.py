@@ -13,11 +13,12 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from fpmc import blends, mixtures
-from fpmc.blends.parts import make
+from fpmc import blends
+from fpmc.blends import parts
+from fpmc.blends.parts import Fitted
 from fpmc.experiments import axes
 from fpmc.experiments.clock import Clock
-from fpmc.experiments.forms import MIXTURES, STEPS, Found, Level, combined, fitted
+from fpmc.experiments.forms import MIXTURES, STEPS, Found, Level, combined
 from fpmc.experiments.job import Job
 from fpmc.experiments.tables import numbers
 from fpmc.experiments.tuning import HeldOut, schedule_of
@@ -48,13 +49,13 @@ def run(job: Job, clock: Clock) -> None:
                 continue
             with clock.unit("blend"):
                 level = Level(job, held, i, made)
-                row, parts = _row(level), combined(level)
+                row, used = _row(level), combined(level)
                 seconds = sum(level.seconds.values())
-                shares = {"share": parts["source width"].chosen.removeprefix("t = ")}
+                shares = {"share": used["source width"].chosen.removeprefix("t = ")}
                 table.add({**head, **told, **row, **shares, **job.provenance("pspc_flex", seconds)})
         heads = [axes.head(job, i, KEY) for i in range(len(job.levels))]
         if all(table.has(head, told) for head in heads):
-            _keep(job, [table[head] for head in heads], made())
+            _keep(job, [table[head] for head in heads])
 
 
 def folder_of(job: Job) -> Path:
@@ -62,27 +63,29 @@ def folder_of(job: Job) -> Path:
     return job.runs / "blends" / job.label / "ddpmpp"
 
 
-def kept(job: Job) -> dict[int, mixtures.Mixture]:
-    """The mixtures of the job's source as they are kept; those in its folder if they are there."""
+def kept(job: Job) -> dict[int, Fitted]:
+    """The mixtures of the job's source, as they are kept."""
+    made = (parts.make(one, job.source, job.runs, job.bytes) for one in _mixtures(job).values())
+    return dict(zip(MIXTURES.get(job.data, {job.side: 12}), made, strict=True))
+
+
+def _mixtures(job: Job) -> dict[str, parts.Recipe]:
+    """{name: recipe} of the mixtures."""
     sides, ranks = MIXTURES.get(job.data, {job.side: 12}), RANKS.get(job.data, {})
-    named = f"-{STEPS}-{job.seed}-{job.images_hash[:8]}.safetensors"
-    folder = job.runs / "mixtures" / job.label
-    paths = {p: folder / f"{p}-{m}-{ranks.get(p)}{named}" for p, m in sides.items()}
-    if not all(path.is_file() for path in paths.values()):
-        for p, mixture in fitted(job).items():
-            folder.mkdir(parents=True, exist_ok=True)
-            mixtures.write(paths[p], mixture.of_rank(ranks.get(p, mixture.rank)))
-    return {p: mixtures.read(path) for p, path in paths.items()}
+    same = {"kind": "fitted", "steps": STEPS, "seed": job.seed}
+    return {
+        f"mixture p = {p}": {**same, "p": p, "m": m, "rank": ranks.get(p)} for p, m in sides.items()
+    }
 
 
 def _row(level: Level) -> dict[str, object]:
     """Weights, the error, and what it is below PSPC-Flex's and the tuned one's."""
-    parts = combined(level)
-    weights = level.weights(parts, LEAST)
-    answers = {p: _sum(parts, weights, p) for p in ("validation", "test")}
-    used = {name: a for name, a in zip(parts, weights.tolist(), strict=True) if a}
+    each = combined(level)
+    weights = level.weights(each, LEAST)
+    answers = {p: _sum(each, weights, p) for p in ("validation", "test")}
+    used = {name: a for name, a in zip(each, weights.tolist(), strict=True) if a}
     blend = Found(json.dumps(used), answers)
-    error, flex, tuned = (level.errors(one) for one in (blend, parts["flex"], parts["tuned"]))
+    error, flex, tuned = (level.errors(one) for one in (blend, each["flex"], each["tuned"]))
     return {
         "chosen": blend.chosen,
         "validation": f"{level.errors(blend, 'validation').mean().item():.6g}",
@@ -92,12 +95,12 @@ def _row(level: Level) -> dict[str, object]:
     }
 
 
-def _sum(parts: Mapping[str, Found], weights: Tensor, part: str) -> Tensor:
-    pairs = zip(weights.tolist(), parts.values(), strict=True)
+def _sum(each: Mapping[str, Found], weights: Tensor, part: str) -> Tensor:
+    pairs = zip(weights.tolist(), each.values(), strict=True)
     return sum(a * one.answers[part] for a, one in pairs if a)
 
 
-def _keep(job: Job, rows: list[dict[str, str]], fitted: Mapping[int, mixtures.Mixture]) -> None:
+def _keep(job: Job, rows: list[dict[str, str]]) -> None:
     """Keep the blend that the rows tell of."""
     weights = dict(zip(job.levels, (json.loads(row["chosen"]) for row in rows), strict=True))
     shares = dict(zip(job.levels, (float(row["share"]) for row in rows), strict=True))
@@ -111,16 +114,15 @@ def _keep(job: Job, rows: list[dict[str, str]], fitted: Mapping[int, mixtures.Mi
         "tuned": {"kind": "tuned", "collection": f"{network}/pspc_flex"},
         "wiener": {"kind": "wiener"},
         "source width": {"kind": "wide", "shares": {repr(s): t for s, t in shares.items()}},
+        **_mixtures(job),
     }
     folder = folder_of(job)
-    denoisers = {name: make(one, job.source, folder, job.bytes) for name, one in recipes.items()}
-    denoisers |= {f"mixture p = {p}": one for p, one in fitted.items()}
+    made = {name: parts.make(one, job.source, folder, job.bytes) for name, one in recipes.items()}
     same = ("data", "network", "n", "seed", "precision", "data_hash", "network_hash", "maps_hash")
     same += ("validation_n", "version", "torch", "code", "date")
     card = {name: rows[0][name] for name in same} | {
         "command": f"python -m fpmc.experiments --data {job.data} --stage blends "
         f"--points {job.points}",
         "least": LEAST,
-        "mixtures": {p: {"m": len(one.means), "rank": one.rank} for p, one in fitted.items()},
     }
-    blends.save(blends.Blend(denoisers, weights), folder, recipes, card)
+    blends.save(blends.Blend(made, weights), folder, recipes, card)

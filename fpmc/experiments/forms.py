@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -56,7 +56,7 @@ class Found(NamedTuple):
 class Level:
     """Noisy images of a level, the network's answers, and each axis' answers."""
 
-    def __init__(self, job: Job, held: HeldOut, i: int, fitted: Callable[[], dict[int, Mixture]]):
+    def __init__(self, job: Job, held: HeldOut, i: int, fitted: Callable[[], Mapping[int, Any]]):
         self.job, self.source, self.sigma, self._fitted = job, job.source, job.levels[i], fitted
         self.z, self.target, self._found, self.seconds = {}, {}, {}, {}
         for j, part in enumerate(PARTS):
