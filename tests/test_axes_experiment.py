@@ -102,6 +102,7 @@ def test_cells_of_one_pixel_are_local_estimators_with_flex_s_masks(level):
 
 
 def test_the_blend_that_is_left_is_the_one_of_the_rows(job, tmp_path, monkeypatch):
+    monkeypatch.setenv("FPMC_DATA", str(tmp_path))
     for module in (forms, blends):
         monkeypatch.setattr(module, "MIXTURES", {"digits": {8: 3}})
     job = replace(job, steps=2, level=(0,), runs=tmp_path / "runs")

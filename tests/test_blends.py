@@ -9,6 +9,7 @@ import torch
 import fpmc
 from fpmc import Blend, blends, data, diffusion, methods, mixtures, networks, results
 from fpmc.blends.blend import nonnegative
+from fpmc.blends.parts import Fitted
 from fpmc.experiments.forms import FIRST_SEED
 from fpmc.source import to_float
 from fpmc.widths import Wide
@@ -19,6 +20,14 @@ X = images(30, SHAPE, 1)
 SOURCE = fpmc.Source(X)
 Z = images(4, SHAPE, 2) * 1.3
 LEVELS = (2.0, 0.5)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A folder for what is fitted, the same for all tests of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FPMC_DATA", str(tmp_path_factory.mktemp("downloads")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +188,40 @@ class TestFiles:
                 blends.save(kept, tmp_path, wrong)
 
 
+HOW = {"p": 3, "m": 2, "steps": 1, "seed": 4}
+
+
+class TestFitted:
+    """Mixtures that are fitted when they are first asked."""
+
+    def test_it_is_the_mixture_of_its_source_and_kept(self, tmp_path, monkeypatch):
+        fitted = Fitted(SOURCE, **HOW, rank=5, cache=tmp_path)
+        assert not list(tmp_path.iterdir()), "nobody has asked yet"
+        assert fitted.shape == SHAPE
+        answer = fitted(Z, 0.5)
+        plain = mixtures.fit(SOURCE, **HOW).of_rank(5)
+        assert 0 < relative(answer, plain(Z, 0.5)) < 2e-3
+        monkeypatch.setattr(mixtures, "fit", None)
+        again = Fitted(fpmc.Source(X.clone()), **HOW, rank=5, cache=tmp_path)
+        assert torch.equal(again(Z, 0.5), answer)
+        assert torch.equal(pickle.loads(pickle.dumps(again))(Z, 0.5), answer)
+
+    @pytest.mark.parametrize(
+        ("source", "how"),
+        [
+            (fpmc.Source(images(30, SHAPE, 9)), {}),
+            (fpmc.Source(X, weights=range(1, 31)), {}),
+            (SOURCE, {"rank": 4}),
+            (SOURCE, {"m": 3}),
+            (SOURCE, {"seed": 5}),
+        ],
+    )
+    def test_another_source_or_fit_is_kept_beside(self, source, how, tmp_path):
+        for one in (SOURCE, {}), (source, how):
+            Fitted(one[0], **(HOW | one[1]), cache=tmp_path)(Z, 0.5)
+        assert len(list((tmp_path / "mixtures").iterdir())) == 2
+
+
 class Shapeless:
     def __call__(self, z, sigma):
         return z
@@ -250,18 +293,6 @@ class TestShipped:
         for sigma in levels:
             assert held.at(sigma) == json.loads(rows[float(f"{sigma:.6g}")]["chosen"])
 
-    @pytest.mark.parametrize("place", range(3))
-    def test_it_answers_as_its_row_says(self, name, place):
-        """At three levels at which an answer takes little time."""
-        level = {"digits": (0, 10, 17), "photos": (0, 16, 17)}[name][place]
-        dataset, sigma = data.load(name), diffusion.edm_sigmas(18).tolist()[level]
-        row, few = self.rows(name)[float(f"{sigma:.6g}")], {"digits": 64, "photos": 32}[name]
-        blend, network = blends.load(f"{name}/ddpmpp", dataset.source()), f"{name}/ddpmpp"
-        z = diffusion.add_noise(to_float(dataset.test[:few]), sigma, FIRST_SEED + level)
-        with torch.no_grad():
-            away = blend(z, sigma) - networks.load(network)(z, sigma)
-        assert away.square().mean().item() == pytest.approx(row["mse"], rel=1e-3)
-
     def test_its_errors_are_those_of_the_combination_in_the_table_of_axes(self, name):
         """Eight bits, fewer directions and small weights left out move them by little."""
         axes = {r["sigma"]: r for r in results.read(name, "axes") if r["axis"] == "combination"}
@@ -274,3 +305,26 @@ class TestShipped:
         for row in self.rows(name).values():
             assert row["gain_tuned"] > -2 * row["gain_tuned"].standard_error
             assert row["gain"] > 2 * row["gain"].standard_error
+
+
+@pytest.mark.parametrize(
+    ("name", "level"), [("digits", 0), ("digits", 10), ("digits", 17), ("photos", 0)]
+)
+def test_a_shipped_blend_answers_as_its_row_says(name, level, cache):
+    dataset, sigma = data.load(name), diffusion.edm_sigmas(18).tolist()[level]
+    rows = {row["sigma"]: row for row in results.read(name, "blend")}
+    row, few = rows[float(f"{sigma:.6g}")], {"digits": 64, "photos": 32}[name]
+    blend, network = blends.load(f"{name}/ddpmpp", dataset.source()), f"{name}/ddpmpp"
+    z = diffusion.add_noise(to_float(dataset.test[:few]), sigma, FIRST_SEED + level)
+    with torch.no_grad():
+        away = blend(z, sigma) - networks.load(network)(z, sigma)
+    assert away.square().mean().item() == pytest.approx(row["mse"], rel=1e-3)
+
+
+def test_a_shipped_blend_draws_samples(cache):
+    blend = blends.load("digits/ddpmpp", data.load("digits").source())
+    start = diffusion.initial_noise(2, (1, 8, 8), 1)
+    drawn = diffusion.sample(blend, start, diffusion.edm_sigmas(18))
+    assert drawn.abs().max() < 1.5
+    several = blend(torch.cat([start / 8, start / 80]), torch.tensor([10.0, 10.0, 1.0, 1.0]))
+    torch.testing.assert_close(several[2:], blend(start / 80, 1.0))
