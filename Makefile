@@ -50,7 +50,7 @@ test: .venv/installed ## run every check: unit and property tests, stored notebo
 test-deep: export HYPOTHESIS_PROFILE := deep
 test-deep: test ## the same with ten times the examples of each property
 
-times: .venv/installed ## print each chapter's time; fail if one takes over 40 seconds of a core of unit speed
+times: .venv/installed ## print each chapter's time; fail if one takes over 40 seconds of a processor
 	$(BIN)/python book/_ext/chapters.py
 
 notebooks: .venv/installed ## execute the chapters and store their text outputs for make test

@@ -38,8 +38,17 @@ FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "resul
 
 :meta hide-value:
 """
-TABLES = ("augmentation", "axes", "blend", "copies", "denoising", "maps", "memorisation", "places")
-TABLES += ("published", "recipe", "samples", "schedules", "tuning", "worth")
+TABLES = ("augmentation", "axes", "blend", "copies", "denoising", "map_images", "maps")
+TABLES += (
+    "memorisation",
+    "places",
+    "published",
+    "recipe",
+    "samples",
+    "schedules",
+    "tuning",
+    "worth",
+)
 TITLES = {name: method.title for name, method in METHODS.items() if method.compared}
 """What readers are told for what the tables call a method."""
 MEASURES = ("mse", "r2", "nearest")

@@ -109,6 +109,17 @@ def test_one_network_of_the_grid_is_computed_alone(job, tmp_path, monkeypatch):
         stages.run("distributional", replace(job, calls=(1, 3)), Clock())
 
 
+def test_numbers_of_calls_that_a_named_network_does_not_have_are_an_error(job, monkeypatch):
+    monkeypatch.setattr(distributional, "CALLS", (1, 2))
+    monkeypatch.setattr(distributional, "FEW", 1)
+    for name in ("rbf-1", "beta-1-lambda-1-m-2", "pspc_flex"):
+        for calls in ((2,), (1, 2)):
+            chosen = replace(job, score=("training images", "mean", name), calls=calls)
+            with pytest.raises(ValueError, match=f"calls: got 2 for {name}, wanted some of 1$"):
+                stages.run("distributional", chosen, Clock())
+    assert not job.runs.exists()
+
+
 def test_images_without_labels_are_compared_without_a_classifier(job, tmp_path, monkeypatch):
     monkeypatch.setattr(distributional, "CALLS", (1,))
     monkeypatch.setattr(distributional, "classifier", None)

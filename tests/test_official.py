@@ -1,6 +1,7 @@
 """Official checkpoints are read, and nothing in them is run."""
 
 import io
+import math
 import os
 import pickle
 import sys
@@ -279,6 +280,26 @@ def test_another_network_is_an_error(changes, message, edm, tmp_path):
     path = tmp_path / "network.pkl"
     path.write_bytes(checkpoint(tiny(), edm, **changes))
     with pytest.raises(ValueError, match=message):
+        networks.load(path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", ["parameter", "buffer"])
+def test_weights_that_are_not_finite_are_an_error(kind, value, edm, tmp_path):
+    network, path = tiny("ncsnpp"), tmp_path / "network.pkl"
+    tensors = dict(network.named_parameters() if kind == "parameter" else network.named_buffers())
+    name = list(tensors)[-1]
+    tensors[name].data.view(-1)[-1] = value
+    path.write_bytes(checkpoint(network, edm, **ARGUMENTS["ncsnpp"]))
+    with pytest.raises(ValueError, match=rf"network\.pkl: .*{name} is not finite"):
+        networks.load(path)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.5, math.nan])
+def test_a_deviation_of_the_data_that_is_none_is_an_error(value, edm, tmp_path):
+    path = tmp_path / "network.pkl"
+    path.write_bytes(checkpoint(tiny(), edm, sigma_data=value))
+    with pytest.raises(ValueError, match=r"network\.pkl: .*sigma_data: got"):
         networks.load(path)
 
 

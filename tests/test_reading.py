@@ -203,6 +203,16 @@ class TestPaper:
         paper.bring_to_the_top()
         assert paper.PAGE.read_text() == '<a href="#eq">1</a><a href="#a">2</a>'
 
+    def test_folded_tables_are_printed_and_folded_code_is_not(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(paper, "FOLDER", tmp_path)
+        monkeypatch.setattr(paper, "PAGE", tmp_path / "index.html")
+        cell = '<div class="cell tag_hide-{} tag_x docutils container">\n<details class="hide">'
+        (tmp_path / "book").mkdir()
+        (tmp_path / paper.BUILT).write_text(cell.format("cell") + cell.format("input"))
+        paper.bring_to_the_top()
+        opened = cell.format("cell").replace("<details", "<details open")
+        assert paper.PAGE.read_text() == opened + cell.format("input")
+
     def test_the_page_is_the_landing_page(self):
         root = yaml.safe_load((ROOT / "_toc.yml").read_text())["root"]
         assert f"{root}.html" == paper.BUILT

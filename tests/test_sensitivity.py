@@ -349,8 +349,13 @@ def test_bad_input_is_a_clear_error():
 def test_files_of_other_programs_are_named_without_advice_to_run_them(tmp_path):
     torch.save(torch.ones(2, 4, 2, 2), tmp_path / "maps.pt")
     (tmp_path / "maps.npz").write_bytes(bytes(3000))
+    np.savez(tmp_path / "empty.npz")
     for name, reason in (
-        ("maps.pt", "it has no maps but nothing that NumPy reads"),
+        (
+            "maps.pt",
+            "it has no maps but what torch.save writes; of .*",
+        ),
+        ("empty.npz", "it has no maps and nothing that NumPy reads"),
         ("maps.npz", "it is broken, or of another kind"),
     ):
         with pytest.raises(ValueError, match=rf"not a file of sensitivity maps \({reason}\)$"):

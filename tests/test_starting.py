@@ -1,5 +1,7 @@
 """A training that starts from another network's weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,9 @@ from fpmc import networks
 from fpmc.data import Dataset
 from fpmc.networks import train
 from fpmc.networks.recipes import Recipe
+from fpmc.networks.training.run import Run
 from fpmc.networks.training.starting import FRESH, start_from
+from fpmc.processes import ALONE
 
 UNET = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4]}
 TOKENS = {"width": 16, "depth": 1, "heads": 2, "patch": 2}
@@ -93,6 +97,36 @@ def test_another_deviation_of_the_data_is_an_error():
 def test_dropout_and_the_form_of_options_may_differ():
     start = means("ncsnpp")
     start_from(fresh("ncsnpp", xi=False, multipliers=(1, 2), dropout=0.3), start, "mine")
+
+
+def test_a_start_named_from_here_is_found_from_elsewhere(tmp_path, monkeypatch):
+    """The same bits go on under another path; the card names the start from the root."""
+    images, places = torch.zeros(8, 3, 8, 8, dtype=torch.uint8), (tmp_path / "a", tmp_path / "b")
+
+    def run(start, n):
+        recipe = Recipe("toy", "dit", MADE["dit"][1], images=n, batch=4, start=start)
+        dataset = Dataset("toy", images, images)
+        train.train(recipe, tmp_path / "out", dataset=dataset, progress=False)
+        return networks.card(tmp_path / "out" / "network.safetensors")
+
+    for place in places:
+        place.mkdir()
+        networks.save(means("dit", seed=1), place / "start.safetensors")
+    monkeypatch.chdir(places[0])
+    card = run("start.safetensors", 8)
+    assert card["start"] == str(places[0] / "start.safetensors")
+    assert f"--start {card['start']} " in card["command"]
+    monkeypatch.chdir(tmp_path)
+    assert run(card["start"], 12)["images"] == 12
+    assert run("b/start.safetensors", 16)["images"] == 16
+
+
+def test_a_shipped_start_keeps_its_name(tmp_path):
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    options = networks.load("digits/ddpmpp").architecture["options"]
+    recipe = Recipe("toy", "ddpmpp", options, images=4, batch=4, start="digits/ddpmpp")
+    run = Run(recipe, tmp_path, Dataset("toy", images, images), replace(ALONE), "float32")
+    assert run.recipe.start == "digits/ddpmpp"
 
 
 def test_a_run_does_not_go_on_from_another_start_of_the_same_name(tmp_path):

@@ -50,7 +50,7 @@ def before(chapter: Path) -> list[str]:
 
 
 def seconds(chapter: Path, folder: Path = chapters.CACHE) -> float | None:
-    """Seconds of a core of unit speed that a chapter ran; None if it is not in the cache."""
+    """Seconds of a processor that a chapter ran; None if it is not in the cache."""
     executed = chapters.cached(chapter, folder)
     return executed and executed.cpu_seconds
 

@@ -15,7 +15,6 @@ import hashlib
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -23,7 +22,6 @@ from typing import NamedTuple
 
 import jupytext
 import nbformat
-import numpy as np
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from jupyter_cache.executors.utils import single_nb_execution
@@ -33,8 +31,7 @@ ROOT = BOOK.parent
 CACHE = ROOT / "_build" / ".jupyter_cache"
 DECIDES = (".py", ".csv", ".npz", ".safetensors", ".toml")  # files of these kinds decide outputs
 TIMEOUT = 600  # seconds for one cell
-LIMIT = 40  # seconds of a core of unit speed for one chapter
-UNIT = 0.2  # seconds that the yardstick takes on such a core, by definition
+LIMIT = 40  # seconds of a processor for one chapter
 WORKERS = min(os.cpu_count() or 1, 4)  # more would share too little memory
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -54,7 +51,7 @@ class Executed(NamedTuple):
     Attributes:
         notebook: All its cells. If one failed, it holds the error, and later ones hold nothing.
         seconds: Time from start to end.
-        cpu_seconds: Time of a processor of unit speed, see :func:`yardstick`.
+        cpu_seconds: Time of a processor that the kernel took.
         error: The traceback, or None.
     """
 
@@ -93,25 +90,10 @@ def cached(chapter: Path, folder: Path = CACHE) -> Executed | None:
     return Executed(notebook, record.data["execution_seconds"], record.data["cpu_seconds"], None)
 
 
-def yardstick() -> float:
-    """Seconds of a processor for a fixed piece of work, in Python and in NumPy.
-
-    Machines differ by more than two times in what they need for the same chapter, and one machine
-    with what else it does. A chapter's time is therefore divided by how much longer than
-    :data:`UNIT` this takes beside it. An AMD EPYC of 2.4 GHz with AVX2 takes 0.3 seconds.
-    """
-    start = time.process_time()
-    sum(i * i for i in range(2_000_000))
-    values = np.linspace(-1, 1, 1_000_000)
-    for _ in range(10):
-        values = np.exp(-values * values)
-    return time.process_time() - start
-
-
 def execute(chapter: Path) -> Executed:
     """Run a chapter in a kernel with one thread, where loops that should print must do so."""
     os.environ.update(ENVIRONMENT)
-    notebook, marks, before = jupytext.read(chapter), [yardstick()], os.times()
+    notebook, before = jupytext.read(chapter), os.times()
     done = single_nb_execution(
         notebook,
         cwd=str(chapter.parent),
@@ -121,8 +103,7 @@ def execute(chapter: Path) -> Executed:
     )
     after = os.times()
     spent = sum(after[2:4]) - sum(before[2:4])  # of processes that ended: the kernel
-    marks.append(yardstick())
-    return Executed(notebook, done.time, spent * 2 * UNIT / sum(marks), done.exc_string)
+    return Executed(notebook, done.time, spent, done.exc_string)
 
 
 def store(chapter: Path, executed: Executed, folder: Path = CACHE) -> None:
@@ -194,9 +175,7 @@ def setup(app):
 
 def report(chapter: Path, executed: Executed) -> str:
     """A line about a chapter's run."""
-    line = (
-        f"{chapter.stem:16} {executed.seconds:6.1f} s {executed.cpu_seconds:6.1f} s of a unit CPU"
-    )
+    line = f"{chapter.stem:16} {executed.seconds:6.1f} s {executed.cpu_seconds:6.1f} s of a CPU"
     if executed.error is not None:
         return f"{line}, fails"
     return f"{line}, over {LIMIT}" if executed.cpu_seconds > LIMIT else line
@@ -216,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error.error, file=sys.stderr)
     runs = [(path, failed.get(path) or cached(path)) for path in paths]
     print("\n".join(report(*run) for run in runs))
-    print(f"together {sum(executed.cpu_seconds for _, executed in runs):6.1f} s of a unit CPU")
+    print(f"together {sum(executed.cpu_seconds for _, executed in runs):6.1f} s of a CPU")
     return int(any(e.error is not None or e.cpu_seconds > LIMIT for _, e in runs))
 
 

@@ -6,6 +6,7 @@ has left in ``_build/singlehtml``.
 """
 
 import os
+import re
 import sys
 
 import browser
@@ -15,6 +16,7 @@ FOLDER = ROOT / "_build" / "singlehtml"
 BUILT = "book/intro.html"
 PAGE = FOLDER / "index.html"
 PDF = ROOT / "_build" / "book.pdf"
+FOLDED = re.compile(r'(<div class="cell [^"]*tag_hide-cell[^"]*">\s*<details)')
 PATIENCE = 120_000  # milliseconds of the page's own clock for its formulas
 
 
@@ -29,9 +31,12 @@ def share_handlers(app):
 
 
 def bring_to_the_top() -> None:
-    """Put the page where its links expect it: Sphinx writes it below ``book/``, and they do not."""
-    text = (FOLDER / BUILT).read_text()
-    PAGE.write_text(text.replace(f'href="{BUILT}#', 'href="#'))
+    """Put the page where its links expect it: Sphinx writes it below ``book/``, and they do not.
+
+    Nobody unfolds paper: outputs that are folded away are shown.
+    """
+    text = (FOLDER / BUILT).read_text().replace(f'href="{BUILT}#', 'href="#')
+    PAGE.write_text(FOLDED.sub(r"\1 open", text))
 
 
 def setup(app):

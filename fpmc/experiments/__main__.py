@@ -33,6 +33,8 @@ status 75) goes on with the same command.
   level and N, and whether answers and samples copy the source. It runs where it is named.
 - places: how many source images the other places of a patch are worth: ELS beside LS, by the number
   of source images. Long: it runs where it is named.
+- map_images: over how many noisy images maps are to be averaged: maps over 8, 16 and 32 beside each
+  other, and PSPC-Flex with them. It runs where it is named.
 - distributional: samples of networks of means and of networks that draw, by the number of their
   calls, which it trains over β, λ and m. Long: it runs where it is named.
 - paths: paths of a robot in a maze, of networks of means and of networks that draw, by the number
@@ -53,7 +55,7 @@ __all__ = ["main"]
 ON_SHIPPED_NETWORKS = ("schedules", "denoising", "samples")
 """What is needed where the networks are shipped."""
 BY_NAME = ("published", "tuning", "augmentation", "recipe", "axes", "memorisation", "places")
-BY_NAME += ("blends", "distributional", "paths")
+BY_NAME += ("blends", "map_images", "distributional", "paths")
 """What runs only where it is named."""
 ON_OTHERS = tuple(name for name in STAGES if name not in BY_NAME)
 """What runs elsewhere if no stage is named."""

@@ -41,6 +41,8 @@ __all__ = ["GRID", "KERNEL_GRID", "run", "trained"]
 
 KEY = ("data", "network", "sampler", "calls")
 CALLS = (1, 2, 4, 8, 16, 32)
+FEW = 4
+"""How many of these numbers, the first, most of the grid has."""
 BETAS, LAMBDAS = (0.1, 1.0, 1.9, 2.0), (0.0, 0.5, 1.0)
 GRID = (
     *((1.0, 1.0, m) for m in (4, 2, 8)),
@@ -50,6 +52,7 @@ GRID = (
 """(β, λ, m) of the networks that draw."""
 KERNEL_GRID = tuple(itertools.product(("rbf", "imq"), (0.5, 1.0)))
 """Kernels and their bandwidths, for networks with λ = 1 and m = 4."""
+IMAGES, PATCHES = "training images", "pspc_flex"
 LONG = "beta-1-lambda-1-m-4"
 """The network that draws by all numbers of calls."""
 ANSWERS = 48_000
@@ -75,14 +78,12 @@ class Maker:
         score: λ, m, and β or a bandwidth, where it was trained by a score.
         file: The network's file, if it is one.
         samplers: By name.
-        calls: The numbers of calls; all of :data:`CALLS` if left out.
     """
 
     network: str
     score: dict[str, float]
     file: str
     samplers: dict[str, Sampler]
-    calls: tuple[int, ...] = ()
 
 
 def run(job: Job, clock: Clock) -> None:
@@ -90,14 +91,11 @@ def run(job: Job, clock: Clock) -> None:
     judge, makers = Judge(job), _makers(job, clock)
     if unknown := sorted(set(job.score) - set(makers)):
         raise ValueError(f"score: got {unknown[0]!r}, wanted some of {', '.join(makers)}")
-    if unknown := sorted(set(job.calls) - set(CALLS)):
-        raise ValueError(f"calls: got {unknown[0]}, wanted some of {', '.join(map(str, CALLS))}")
+    _check_calls(job)
     with job.table("distributional", KEY).collected() as table:
         for name in tqdm(job.score or makers, desc="distributional"):
             maker = makers[name]()
-            for (way, sampler), calls in itertools.product(
-                maker.samplers.items(), maker.calls or CALLS
-            ):
+            for (way, sampler), calls in itertools.product(maker.samplers.items(), _calls(name)):
                 if job.calls and calls and calls not in job.calls:
                     continue
                 head = dict(zip(KEY, (job.label, maker.network, way, str(calls)), strict=True))
@@ -114,6 +112,25 @@ def run(job: Job, clock: Clock) -> None:
                     table.add({**head, **settings, **score, **row, **told})
     if not (job.score or job.calls):
         _cost(job, clock)
+
+
+def _calls(name: str) -> tuple[int, ...]:
+    """The numbers of calls that a maker's samples take; those of training images take none."""
+    if name == IMAGES:
+        return (0,)
+    kernels = {_kernel_name(*each) for each in KERNEL_GRID}
+    few = {PATCHES, *kernels, *(_name(*each) for each in GRID)} - {LONG}
+    return CALLS[:FEW] if name in few else CALLS
+
+
+def _check_calls(job: Job) -> None:
+    """See that what is asked for by name has the numbers of calls that are asked for."""
+    for name in set(job.score or (LONG,)) - {IMAGES}:
+        known = _calls(name)
+        if unknown := sorted(set(job.calls) - set(known)):
+            of = f" for {name}" if job.score else ""
+            wanted = ", ".join(map(str, known))
+            raise ValueError(f"calls: got {unknown[0]}{of}, wanted some of {wanted}")
 
 
 class Judge:
@@ -155,26 +172,33 @@ class Judge:
 def _makers(job: Job, clock: Clock) -> dict[str, Callable[[], Maker]]:
     """All that make samples, by name, each trained when it is asked for."""
     given = {"none": lambda z, calls, seed: _training(job, len(z), seed)}
-    makers = {"training images": lambda: Maker("training images", {}, "", given, (0,))}
+    makers = {IMAGES: lambda: Maker(IMAGES, {}, "", given)}
     for file in networks.DRAWING:
         if file.startswith(f"{job.data}/"):
             makers[file] = partial(_shipped, job, file)
     makers["mean"] = partial(_mean, job, clock)
     for beta, repulsion, m in GRID:
-        name = f"beta-{beta:g}-lambda-{repulsion:g}-m-{m}"
+        name = _name(beta, repulsion, m)
         score = {"beta": beta, "lambda": repulsion, "m": m}
-        calls = CALLS if name == LONG else CALLS[:4]
         chosen = _recipe(job, beta, repulsion, m)
-        makers[name] = partial(_of_grid, job, clock, name, score, chosen, calls)
+        makers[name] = partial(_of_grid, job, clock, name, score, chosen)
     for kernel, bandwidth in KERNEL_GRID:
-        name = f"{kernel}-{bandwidth:g}"
+        name = _kernel_name(kernel, bandwidth)
         chosen = _kernel_recipe(job, kernel, bandwidth)
         score = {"lambda": chosen.repulsion, "m": chosen.population, "bandwidth": bandwidth}
-        makers[name] = partial(_of_grid, job, clock, name, score, chosen, CALLS[:4])
-    makers["pspc_flex"] = partial(_patches, job)
+        makers[name] = partial(_of_grid, job, clock, name, score, chosen)
+    makers[PATCHES] = partial(_patches, job)
     file = job.reference_file
     makers[job.called(file)] = lambda: Maker(job.called(file), {}, file, of_means(job.reference))
     return makers
+
+
+def _name(beta: float, repulsion: float, m: int) -> str:
+    return f"beta-{beta:g}-lambda-{repulsion:g}-m-{m}"
+
+
+def _kernel_name(kernel: str, bandwidth: float) -> str:
+    return f"{kernel}-{bandwidth:g}"
 
 
 def _shipped(job: Job, file: str) -> Maker:
@@ -188,22 +212,15 @@ def _mean(job: Job, clock: Clock) -> Maker:
     return Maker("mean", {}, file, of_means(job.load(file)))
 
 
-def _of_grid(
-    job: Job,
-    clock: Clock,
-    name: str,
-    score: dict[str, float],
-    chosen: Recipe,
-    calls: tuple[int, ...],
-) -> Maker:
+def _of_grid(job: Job, clock: Clock, name: str, score: dict[str, float], chosen: Recipe) -> Maker:
     file = trained(job, clock, chosen, name)
-    return Maker(name, score, file, of_draws(job.load(file)), calls)
+    return Maker(name, score, file, of_draws(job.load(file)))
 
 
 def _patches(job: Job) -> Maker:
     schedule = schedule_of(job, "pspc_flex")
     flex = METHODS["pspc_flex"].maker(job.source, job.sensitivity, schedule)
-    return Maker("pspc_flex", {}, "", of_posteriors(flex), CALLS[:4])
+    return Maker(PATCHES, {}, "", of_posteriors(flex))
 
 
 def _training(job: Job, n: int, seed: int) -> Float[Tensor, "n c h w"]:

@@ -9,6 +9,7 @@ from fpmc.experiments import (
     denoising,
     distributional,
     engine,
+    map_images,
     maps,
     memorisation,
     paths,
@@ -27,7 +28,7 @@ from fpmc.experiments.job import Job
 __all__ = ["STAGES", "run"]
 
 MODULES = (train, worth, maps, schedules, denoising, samples, published, tuning, augmentation)
-MODULES += (recipe, axes, blends, memorisation, places, distributional, paths, engine)
+MODULES += (recipe, axes, blends, memorisation, places, map_images, distributional, paths, engine)
 STAGES = {stage.__name__.rpartition(".")[2]: stage for stage in MODULES}
 """{name: module with a function run(job, clock)}, in order."""
 

@@ -33,7 +33,8 @@ class SoftFPMC(nn.Module):
         source: S.
         learn: "qr", "q" or "r".
         mapping: f: "exponential" or "softplus".
-        zeros: ζ, where zeros start, as a share of a row's peak; above 0 and up to 1.
+        zeros: ζ, where zeros start: at this share of a row's peak, or at less where a row has many
+            of them; above 0 and up to 1.
         budget: Bytes of working memory; 1 GiB if left out.
 
     Attributes:

@@ -51,10 +51,11 @@ def els(
     sees the squares at every place where they fit, one at a vertical border those of its column,
     one at a horizontal border those of its row, and one in a corner those of its own place.
 
-    For a noisy image and a source image it takes up to (m m')² exponentials, where m = h − p + 1
-    and m' = w − p + 1, and for float32 on a CPU c squared differences for each pixel in which the
-    two overlap, at each of (2m − 1)(2m' − 1) displacements; elsewhere, products of all squares
-    with all squares, (m m')² c p² multiplications. Those are counts, not times.
+    For a noisy image and a source image it takes (m² + p − 1)(m'² + p − 1) exponentials, where
+    m = h − p + 1 and m' = w − p + 1, and for float32 on a CPU c squared differences for each pixel
+    in which the two overlap, at each of (2m − 1)(2m' − 1) displacements; elsewhere, products of all
+    squares that fit with all that fit, (m m')² c p² multiplications, and those at the borders, most
+    of all where squares cover most of the image. Those are counts, not times.
 
     Args:
         source: S.

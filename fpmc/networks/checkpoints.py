@@ -17,7 +17,7 @@ from fpmc.networks.packing import BITS, pack, unpack
 from fpmc.networks.preconditioning import SIGMA_DATA, Preconditioned
 from fpmc.storage import missing, whole
 
-__all__ = ["read_card", "read_network", "save"]
+__all__ = ["not_finite", "read_card", "read_network", "save"]
 
 FORMAT, PACKED = "fpmc network 1", "fpmc network 1, packed"
 SCALES = ".scales"
@@ -66,7 +66,7 @@ def save(
     if bits != BITS and not packed:
         raise ValueError(f"bits: got {bits} without packed, wanted packed=True beside it")
     tensors = _stored(network, dtype, bits if packed else 0)
-    if bad := _not_finite(tensors):
+    if bad := not_finite(tensors):
         raise ValueError(f"network: {bad[0]} is not finite in {dtype}")
     metadata = {
         "format": PACKED if packed else FORMAT,
@@ -80,7 +80,8 @@ def save(
         beside.write_bytes(safetensors_bytes(tensors, metadata))
 
 
-def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that hold infinite numbers or NaN."""
     return [name for name, value in tensors.items() if not value.isfinite().all()]
 
 
@@ -126,7 +127,7 @@ def read_network(path: str | os.PathLike) -> Preconditioned:
             bits = int(metadata.get("bits", BITS))
             tensors = _unpacked(tensors, network.state_dict(), bits)
         network.float().load_state_dict(tensors)
-        if bad := _not_finite(network.state_dict()):
+        if bad := not_finite(network.state_dict()):
             raise ValueError(f"{bad[0]} is not finite")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: its weights do not fit its architecture ({error})") from error

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpmc.checks import as_positive
 from fpmc.networks.architectures import build
+from fpmc.networks.checkpoints import not_finite
 from fpmc.networks.preconditioning import Preconditioned
 
 __all__ = ["Record", "load_official", "read_pickle"]
@@ -213,8 +215,8 @@ def load_official(path: str | os.PathLike) -> Preconditioned:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read (see :func:`read_pickle`), or holds another kind of
-            network.
+        ValueError: If it cannot be read (see :func:`read_pickle`), holds another kind of
+            network, or weights that are not finite.
     """
     content = read_pickle(path)
     record = content.get("ema") if isinstance(content, dict) else None
@@ -234,7 +236,10 @@ def load_official(path: str | os.PathLike) -> Preconditioned:
         side, c = given["img_resolution"], given["img_channels"]
         network = build(arch, (c, side, side), **options)
         network.load_state_dict({name: value.float() for name, value in record.tensors().items()})
+        told = float(given.get("sigma_data", network.sigma_data))
+        network.sigma_data = as_positive(told, "sigma_data")
+        if bad := not_finite(network.state_dict()):
+            raise ValueError(f"{bad[0]} is not finite")
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its weights do not fit its arguments ({error})") from error
-    network.sigma_data = float(given.get("sigma_data", network.sigma_data))
     return network.eval().requires_grad_(False)

@@ -18,6 +18,12 @@ from fpmc.storage import missing, reason, whole
 
 __all__ = ["averaged_over", "load", "read", "write"]
 
+OF_AUTHORS = (
+    "of maps (step, y, x, h, w), divide each by its sum over (h, w), and write "
+    "{sigma: maps[step].reshape(h * w, h, w)} with fpmc.sensitivity.write"
+)
+"""How maps as the papers' authors keep them become ours."""
+
 
 def load(network: str | os.PathLike) -> dict[float, Float[Tensor, "k h w"]]:
     """A network's sensitivity maps, {sigma: maps}: the shipped ones, or those in a file.
@@ -174,7 +180,7 @@ def _opened(path: str | os.PathLike) -> Iterator[Mapping[str, np.ndarray]]:
         loaded = np.load(path, allow_pickle=False)
         with nullcontext(loaded) if isinstance(loaded, np.ndarray) else loaded as file:
             if isinstance(file, np.ndarray) or "maps" not in file:
-                raise ValueError(f"it has no maps but {_described(file)}")
+                raise ValueError(f"it has no maps{_described(file)}")
             yield file
     except FileNotFoundError as error:
         raise missing(path) from error
@@ -188,12 +194,11 @@ def _described(file: Mapping[str, np.ndarray] | np.ndarray) -> str:
     shapes = {name: getattr(array, "shape", None) for name, array in arrays.items()}
     shapes = {name: shape for name, shape in shapes.items() if shape is not None}
     described = ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items())
+    if any(name.endswith("data.pkl") for name in arrays):
+        return f" but what torch.save writes; {OF_AUTHORS}"
     if any(len(shape) == 5 and shape[1:3] == shape[3:] for shape in shapes.values()):
-        return (
-            f"{described}: of maps (step, y, x, h, w), divide each by its sum over (h, w), and "
-            "write {sigma: maps[step].reshape(h * w, h, w)} with fpmc.sensitivity.write"
-        )
-    return described or "nothing that NumPy reads"
+        return f" but {described}: {OF_AUTHORS}"
+    return f" but {described}" if described else " and nothing that NumPy reads"
 
 
 def _shipped() -> list[str]:

@@ -147,8 +147,8 @@ def _rows(x: Float[Tensor, "n c h w"]) -> int:
 def square_sides(maps: Float[Tensor, "k h w"], share: float) -> Int[Tensor, " k"]:
     """For every pixel, the odd side of the smallest square around it that holds a share of its map.
 
-    The square is centred at the pixel and cut at the border, as in figure 4 of Niedoba et al.
-    (2025).
+    The square is centred at the pixel and cut at the border. Figure 4 of Niedoba et al. (2024) and
+    figure 3 of Niedoba et al. (2025) have the mean of such sides.
 
     Args:
         maps: Shape (h · w, h, w), each summing to 1.

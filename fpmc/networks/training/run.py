@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fpmc.distributional.scoring import KERNELS
 from fpmc.networks.architectures import build
 from fpmc.networks.checkpoints import save
 from fpmc.networks.hashes import weights_hash
-from fpmc.networks.loading import card, load
+from fpmc.networks.loading import DRAWING, OFFICIAL, SHIPPED, card, load
 from fpmc.networks.optimizers import optimizer
 from fpmc.networks.preconditioning import Preconditioned
 from fpmc.networks.recipes import Recipe, command
@@ -70,7 +70,9 @@ class Run:
         processes: Processes,
         precision: str,
     ):
-        recipe = replace(recipe, data=_from_anywhere(recipe.data))
+        names = {"data": datasets.NAMES, "start": (*SHIPPED, *DRAWING, *OFFICIAL)}
+        known = {k: _from_anywhere(getattr(recipe, k), names[k]) for k in names}
+        recipe = replace(recipe, **known)
         self.recipe, self.out, self.dataset, self.processes = recipe, out, dataset, processes
         self.device, self.begun, self.compiled = processes.device, None, False
         self.start = {}
@@ -98,7 +100,9 @@ class Run:
 
     def _loop(self) -> Loop:
         identity = asdict(self.recipe) | {"images_hash": fingerprint(self.dataset.train)}
-        identity |= self.start
+        if self.start:
+            del identity["start"]  # it may lie elsewhere: its hash tells it
+            identity |= self.start
         apart = MAY_CHANGE if self.score else (*MAY_CHANGE, *ENERGY_ALONE)
         apart += () if "kernel" in self.score else KERNEL_ALONE
         return Loop(
@@ -231,13 +235,13 @@ def tf32(wanted: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _from_anywhere(data: str) -> str:
-    """A dataset's name, or its path from the root, as a card is read in other folders.
+def _from_anywhere(given: str, names: Collection[str]) -> str:
+    """One of the names, or a path from the root, as a card is read in other folders.
 
     Links stay: a training set's twin is found by its name.
     """
-    path = Path(data).expanduser()
-    return str(path.absolute()) if data not in datasets.NAMES and path.exists() else data
+    path = Path(given).expanduser()
+    return str(path.absolute()) if given and given not in names and path.exists() else given
 
 
 def _images_per_row(seen: int) -> int:
