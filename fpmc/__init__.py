@@ -34,7 +34,6 @@ from fpmc import (
     sensitivity,
     source,
 )
-from fpmc.blends import Blend
 from fpmc.collection import FPMC, Posterior
 from fpmc.source import Source
 
@@ -45,7 +44,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FPMC",
-    "Blend",
     "Posterior",
     "Source",
     "augment",

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import fpmc
-from fpmc import Blend, blends, data, diffusion, methods, mixtures, networks, results
-from fpmc.blends.blend import nonnegative
+from fpmc import blends, data, diffusion, methods, mixtures, networks, results
+from fpmc.blends.blend import Blend, nonnegative
 from fpmc.blends.parts import Fitted
 from fpmc.experiments.forms import FIRST_SEED
 from fpmc.source import to_float

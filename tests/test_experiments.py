@@ -366,7 +366,7 @@ def test_a_method_may_have_fewer_samples_which_are_the_first(job):
     run(alone, "samples")
     whole = results.per_sample("all", job.out)
     assert whole["wiener"]["mse"][0] == pytest.approx(drawn["wiener"]["mse"][0].item(), rel=1e-5)
-    assert stage("job").Job(data="photos").fewer == {"lukoianov": 48}
+    assert stage("job").Job(data="photos").fewer == {"lukoianov": 48, "blend": 64}
     with pytest.raises(ValueError, match="fewer: got 'els7', wanted one of optimal"):
         replace(job, fewer={"els7": 2})
 
