@@ -178,7 +178,8 @@ def measurements(
     """A stored table of the engine's benchmarks, a dictionary per row; what is a number is a float.
 
     Args:
-        table: "paths", "scaling", "els", "pareto" of a dataset, or "kernels" from a GPU.
+        table: "paths", "scaling", "els", "finetuning", "pareto" of a dataset, or "kernels" from a
+            GPU.
         root: The folder ``results`` itself, if it is not beside the package.
         data: The dataset in whose run the benchmark was part; None for one of its own.
 

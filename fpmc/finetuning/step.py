@@ -13,13 +13,13 @@ of size N P K:
     e_{nk} &= w_{nk} \Big(s_{nk} - \sum_m w_{mk} s_{mk}\Big) .
 
 Only the first runs over the whole source. Posteriors concentrate: the other four run over the
-images that carry weight for some estimator, and what is left out is at most ``cut`` of any
-estimator's weight. As the loss needs nothing of other noisy images but a factor, each goes forward
-and back in one go, and no product is made twice.
+images that carry weight for some estimator of a group, and what is left out is at most ``cut`` of
+any estimator's weight. On a CPU groups are estimators that see alike
+(:mod:`fpmc.finetuning.groups`), elsewhere all are one. As the loss needs nothing of other noisy
+images but a factor, each goes forward and back in one go, and no product is made twice.
 
 Since :math:`\sum_n e_{nk} = 0` and a softmax ignores constants, δ may lose what does not depend on
-n: with a centre μ taken off z and x, :math:`x_n^2 - 2 z x_n` is left, whose part without z is
-multiplied with Q once a step.
+n: with a centre μ taken off z and x, :math:`x_n^2 - 2 z x_n` is left.
 
 Source: Niedoba et al. (2026), equation (11), with λ = 1.
 """
@@ -50,7 +50,8 @@ class Gradients(NamedTuple):
         loss: The mean squared error per dimension, over the batch.
         to_q: Its gradient to Q, shape (k, *), if it was wanted.
         to_r: Its gradient to R.
-        share: Of the source, the images that carried weight, on average over the batch.
+        share: Of the source, the images that an estimator's sums ran over, on average over
+            estimators and batch.
     """
 
     loss: Float[Tensor, ""]
@@ -127,18 +128,14 @@ def gradients(
             source.
     """
     cut, device = as_fraction(cut, "cut"), z.device
-    step = Sums(q, r, source, sigma, without, only, cut=cut, budget=budget, device=device)
-    to_q, to_r = (
-        torch.zeros(m.flatten(1).shape, device=z.device) if want else None
-        for m, want in zip((q, r), wanted, strict=True)
-    )
-    total, images = 0.0, 0
+    options = {"wanted": wanted, "cut": cut, "budget": budget, "device": device}
+    step = Sums(q, r, source, sigma, without, only, **options)
+    total, share = 0.0, 0.0
     for z_b, y_b in zip(z, target, strict=True):
-        error, count = step.add(z_b, y_b, 2 / z.numel(), to_q, to_r)
-        total, images = total + error, images + count
-    return Gradients(
-        total / z.numel(),
-        None if to_q is None else to_q.view(q.shape).to(q),
-        None if to_r is None else to_r.view(r.shape).to(r),
-        images / (len(z) * step.n),
+        error, part = step.add(z_b, y_b, 2 / z.numel())
+        total, share = total + error, share + part
+    to_q, to_r = (
+        None if found is None else found.view(m.shape).to(m)
+        for found, m in zip(step.gradients(), (q, r), strict=True)
     )
+    return Gradients(total / z.numel(), to_q, to_r, share / len(z))

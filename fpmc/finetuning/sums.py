@@ -1,21 +1,17 @@
 """The sums over the source that a step of tuning takes: see :mod:`fpmc.finetuning.step`."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from fpmc.engine.memory import resolve, too_small
+from fpmc.finetuning.fused import Fused, fits
+from fpmc.finetuning.groups import grouped
+from fpmc.finetuning.plain import ROWS, Found, Plain, split, weights
 
 __all__ = ["Sums"]
-
-TYPICAL = 3
-"""How much less than of any estimator's weight is left out of all estimators' on average."""
-
-ROWS = 1024
-"""Source images at a time, so that what is made of them stays in a CPU's cache."""
 
 COARSE = 2000.0
 """Parts of a log-weight up to which float32 holds their sum within some 1e-4."""
@@ -23,54 +19,43 @@ COARSE = 2000.0
 DOUBT = 100
 """How much less is left out where float32 does not hold log-weights."""
 
-MOST = 0.8
-"""Share of the source above which picking images out takes longer than it saves."""
-
-LEAST = -40.0
-"""Logarithm of the smallest weight, relative to the largest."""
-
-FLOAT32 = 4
-
 
 class Sums:
-    """What a step's noisy images share: Q, R, the images and their squares, and room to work in.
+    """What a step's noisy images share: Q, R, the images, and room to work in.
 
-    Arguments as in :func:`fpmc.finetuning.step.gradients`.
+    Arguments as in :func:`fpmc.finetuning.step.gradients`. Estimators that see alike stand side by
+    side here, not where they were given.
 
     Attributes:
         n: The number of source images that are summed over, those left out included.
     """
 
-    def __init__(self, q, r, source, sigma, without, only, *, cut, budget, device):
+    def __init__(self, q, r, source, sigma, without, only, *, wanted, cut, budget, device):
         self.sigma, self.source, self.only, self.device = sigma, source, only, device
         self.n, dimensions = len(source) if only is None else len(only), math.prod(source.shape)
-        q, self.r = (m.detach().float().flatten(1).to(device) for m in (q, r))
-        self.q_t = q.T * (-0.5 / sigma**2)
-        self.q_view, self.r_view = ((dimensions // m.shape[1], m.shape[1]) for m in (q, self.r))
-        self.coverage = self._spread(self.r.sum(0))
-        held = FLOAT32 * self.n * dimensions <= self._room(budget, dimensions)
+        q, r = (m.detach().float().flatten(1).to(device) for m in (q, r))
+        views = [(dimensions // m.shape[1], m.shape[1]) for m in (q, r)]
+        self.r_view = views[1]
+        self.coverage = r.sum(0).expand(self.r_view).flatten()
         self.centre = source.read(slice(0, ROWS), device=device).mean(0).flatten()
-        self.x = self._read(slice(0, self.n)) if held else None
-        self.squares = torch.empty(self.n, q.shape[1], device=device)
-        for rows in _split(self.n):
-            x = self._images(rows).view(-1, *self.q_view)
-            torch.sum(x.square(), 1, out=self.squares[rows])
-        self.delta = torch.empty_like(self.squares)
+        budget, self.order = resolve(budget), None
+        if fits(source, device):
+            self.order, groups = grouped(q)
+            q, r = q[self.order], r[self.order]
+            self.images = Fused(source, only, self.centre, groups, *views)
+        else:
+            self.images = Plain(self._read, self.n, len(q), *views, budget, device)
+        if self.images.least > budget:
+            what = f"{self.n:,} source images and {len(q)} estimators"
+            raise too_small(budget, self.images.least, what)
+        self.q_t, self.r = q.T.contiguous() * (-0.5 / sigma**2), r
+        self.to_q, self.to_r = (
+            torch.zeros_like(m) if want else None for m, want in zip((q, r), wanted, strict=True)
+        )
         self.ell = torch.empty(self.n, len(q), device=device)
         self.prior, self.gone = self._prior(), self._left_out(without)
-        largest = (self.squares.amax(0) @ self.q_t).abs().max().item()
-        self.fine = largest > COARSE
+        self.fine = (self.images.open() @ self.q_t).abs().max().item() > COARSE
         self.cut = cut / DOUBT if self.fine else cut
-
-    def _room(self, budget, dimensions: int) -> int:
-        """Bytes that are left for the images."""
-        budget = resolve(budget)
-        (k, p), kept = self.r.shape, self.q_t.shape[0]
-        tile = min(ROWS, self.n) * (3 * dimensions + 3 * (p + kept))
-        least = FLOAT32 * (self.n * (3 * k + 3 * kept) + tile + 8 * k * (p + kept))
-        if least > budget:
-            raise too_small(budget, least, f"{self.n:,} source images and {k} estimators")
-        return (budget - least) // 2
 
     def _left_out(self, without) -> Int[Tensor, " m"] | None:
         """Where the images are that are left out, if there are any."""
@@ -97,134 +82,77 @@ class Sums:
             index = self.only[index.cpu() if isinstance(index, Tensor) else index]
         return self.source.read(index, device=self.device).flatten(1) - self.centre
 
-    def _images(self, index) -> Float[Tensor, "n d"]:
-        if self.x is None:
-            return self._read(index)
-        return self.x[index] if isinstance(index, slice) else self.x.index_select(0, index)
-
-    def add(self, z_b, y_b, scale, to_q, to_r) -> tuple[Tensor, int]:
-        """Add a noisy image's gradients; its squared error, and how many images carried weight."""
+    def add(self, z_b, y_b, scale: float) -> tuple[Tensor, float]:
+        """Add a noisy image's gradients; its squared error, and what share of the source an
+        estimator took, on average.
+        """
         z = z_b.float().flatten() - self.centre
-        found = self._concentrated(z, self._posteriors(z))
+        found = self._concentrated(z)
         x_hat = self._answer(found)
         error = x_hat + self.centre - y_b.float().flatten()
-        if to_q is not None or to_r is not None:
-            self._back(x_hat, scale * error, found, to_q, to_r)
-        return error.square().sum(), len(found.w)
+        if self.to_q is not None or self.to_r is not None:
+            factor = scale * error / self.coverage
+            offset = (factor * x_hat).view(self.r_view).sum(0)
+            for one in found:
+                self._back(z, factor, offset, one)
+        return error.square().sum(), sum(one.w.numel() for one in found) / self.ell.numel()
 
-    def _posteriors(self, z) -> Float[Tensor, "n k"]:
-        """The weights of all images, which sum to 1 over them."""
-        factors = z.view(self.q_view)
+    def gradients(self) -> tuple[Tensor | None, Tensor | None]:
+        """Those to Q and R that were wanted, each a row for each estimator, where it was given."""
+        return tuple(self._in_order(m) for m in (self.to_q, self.to_r))
+
+    def _in_order(self, matrix: Tensor | None) -> Tensor | None:
+        if matrix is None or self.order is None:
+            return matrix
+        return torch.empty_like(matrix).index_copy_(0, self.order, matrix)
+
+    def _concentrated(self, z) -> list[Found]:
+        """The images that carry weight, and their weights among themselves."""
         peaks = []
-        for rows in _split(self.n):
-            delta, x = self.delta[rows], self._images(rows).view(-1, *self.q_view)
-            torch.addcmul(self.squares[rows], x[:, 0], factors[0], value=-2, out=delta)
-            for c in range(1, len(factors)):
-                delta.addcmul_(x[:, c], factors[c], value=-2)
-            ell = torch.mm(delta, self.q_t, out=self.ell[rows])
+        for rows in split(self.n):
+            ell = torch.mm(self.images.differences(z, rows), self.q_t, out=self.ell[rows])
             if self.prior is not None:
                 ell += self.prior[rows].unsqueeze(1)
             peaks.append(ell.amax(0))
         if self.gone is not None:
             self.ell[self.gone] = -math.inf
             peaks = [self.ell.amax(0)]
-        return _weights(self.ell, torch.stack(peaks).amax(0))
+        found = self.images.found(self.ell, torch.stack(peaks).amax(0), self.cut, self.fine)
+        return [self._refined(z, one) for one in found] if self.fine else found
 
-    def _concentrated(self, z, w) -> "_Found":
-        """The images that carry weight for some estimator, and their weights among themselves."""
-        scores = torch.maximum(w.amax(1), TYPICAL * w.mean(1))
-        scores, order = scores.sort()
-        drop = int((scores.cumsum(0) <= self.cut).sum())
-        if self.n - drop > MOST * self.n and not self.fine:
-            return _Found(slice(0, self.n), self.x, self.delta, w)
-        index = order[drop:].sort().values
-        w = self._refined(z, index) if self.fine else w.index_select(0, index)
-        x = None if self.x is None else self.x.index_select(0, index)
-        return _Found(index, x, self.delta.index_select(0, index), w.div_(w.sum(0)))
-
-    def _refined(self, z, index) -> Float[Tensor, "n k"]:
-        """The weights of these images, from differences in float64."""
-        q_t, z = self.q_t.double(), z.double()
+    def _refined(self, z, found: Found) -> Found:
+        """The same with weights from differences in float64."""
+        index, q_t = found.index, self.q_t[:, found.group].double()
         ell = torch.empty(len(index), q_t.shape[1], dtype=torch.float64, device=self.device)
-        for rows in _split(len(index)):
-            delta = (self._images(index[rows]).double() - z).square_()
-            torch.mm(delta.view(-1, *self.q_view).sum(1), q_t, out=ell[rows])
+        for rows in split(len(index)):
+            delta = (self._read(index[rows]).double() - z.double()).square_()
+            torch.mm(delta.view(len(delta), -1, len(q_t)).sum(1), q_t, out=ell[rows])
         if self.prior is not None:
             ell += self.prior[index].double().unsqueeze(1)
         if self.gone is not None:
             gone = torch.zeros(self.n, dtype=torch.bool, device=self.device)
             gone[self.gone] = True
             ell[gone[index]] = -math.inf
-        return _weights(ell, ell.amax(0))
+        w = weights(ell, ell.amax(0))
+        return found._replace(w=w.div_(w.sum(0)))
 
-    def _answer(self, found) -> Float[Tensor, " d"]:
-        """Σ_n (Rᵀ w_n) ⊙ x_n ⊘ Rᵀ1."""
-        rows = _split(len(found.w))
-        sums = torch.zeros(rows[0].stop, *self.r_view, device=self.device)
-        for part in rows:
-            mixed, x = found.w[part] @ self.r, self._piece(found, part).view(-1, *self.r_view)
-            for c in range(self.r_view[0]):
-                sums[: len(x), c].addcmul_(mixed, x[:, c])
-        return sums.sum(0).flatten() / self.coverage
+    def _answer(self, found: list[Found]) -> Float[Tensor, " d"]:
+        """Σ_n (Rᵀ w_n) ⊙ x_n ⊘ Rᵀ1, less the centre."""
+        return sum(self.images.mixed(one, self.r[one.group]) for one in found) / self.coverage
 
-    def _back(self, x_hat, g, found, to_q, to_r) -> None:
-        """Add the gradients of one noisy image."""
-        scaled, w, average = g / self.coverage, found.w, 0
-        offset = (scaled * x_hat).view(self.r_view).sum(0)
-        s = torch.empty_like(w) if to_q is not None else None
-        for rows in _split(len(w)):
-            u = _weighted(self._piece(found, rows), scaled, self.r_view).sub_(offset)
-            if to_r is not None:
-                to_r.addmm_(w[rows].T, u)
+    def _back(self, z, factor, offset, found: Found) -> None:
+        """Add the gradients of one noisy image to the rows of some estimators."""
+        w, r, average = found.w, self.r[found.group], 0
+        s = self.images.room(self.ell, found) if self.to_q is not None else None
+        for rows in split(len(w)):
+            u = self.images.answers(found, rows, factor, offset)
+            if self.to_r is not None:
+                self.to_r[found.group].addmm_(w[rows].T, u)
             if s is not None:
-                torch.mm(u, self.r.T, out=s[rows])
+                torch.mm(u, r.T, out=s[rows])
                 average = average + (w[rows] * s[rows]).sum(0)
         if s is not None:
-            for rows in _split(len(w)):
+            to_q, factor = self.to_q[found.group], -0.5 / self.sigma**2
+            for rows in split(len(w)):
                 e = s[rows].sub_(average).mul_(w[rows])
-                to_q.addmm_(e.T, found.delta[rows], alpha=-0.5 / self.sigma**2)
-
-    def _piece(self, found, rows) -> Float[Tensor, "n d"]:
-        """Some of the images that carry weight: from memory, or read again."""
-        if found.x is not None:
-            return found.x[rows]
-        return self._images(rows if isinstance(found.index, slice) else found.index[rows])
-
-    def _spread(self, per_pixel: Tensor) -> Float[Tensor, " d"]:
-        return per_pixel.expand(self.r_view).flatten()
-
-
-class _Found(NamedTuple):
-    """Of the images that carry weight: where they are, x less the centre if that fits the budget, δ
-    but for constants, and weights.
-    """
-
-    index: slice | Int[Tensor, " n"]
-    x: Float[Tensor, "n d"] | None
-    delta: Float[Tensor, "n p"]
-    w: Float[Tensor, "n k"]
-
-
-def _weights(ell: Float[Tensor, "n k"], peak: Float[Tensor, " k"]) -> Float[Tensor, "n k"]:
-    """The softmax over the images, in place, float32; what would be less than e⁻⁴⁰ of the largest
-    is that, as products of numbers that float32 hardly holds are slow.
-    """
-    if ell.dtype != torch.float32:
-        ell, peak = ell.sub_(peak).float(), 0
-    total = 0
-    for rows in _split(len(ell)):
-        total = total + ell[rows].sub_(peak).clamp_(min=LEAST).exp_().sum(0)
-    return ell.mul_(1 / total)
-
-
-def _weighted(x: Float[Tensor, "n d"], factor: Float[Tensor, " d"], view) -> Float[Tensor, "n p"]:
-    """Σ_c factor ⊙ x per pixel; a product alone where there is nothing to sum."""
-    channels, factors = x.view(-1, *view).unbind(1), factor.view(view)
-    total = channels[0] * factors[0]
-    for x_c, f_c in zip(channels[1:], factors[1:], strict=True):
-        total.addcmul_(x_c, f_c)
-    return total
-
-
-def _split(n: int) -> list[slice]:
-    return [slice(start, min(start + ROWS, n)) for start in range(0, n, ROWS)]
+                to_q.addmm_(e.T, self.images.again(found, rows, z), alpha=factor)
