@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from fpmc import (
     augment,
+    blends,
     data,
     diffusion,
     distributed,
@@ -46,6 +47,7 @@ __all__ = [
     "Posterior",
     "Source",
     "augment",
+    "blends",
     "data",
     "diffusion",
     "distributed",

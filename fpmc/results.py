@@ -38,8 +38,17 @@ FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "resul
 
 :meta hide-value:
 """
-TABLES = ("augmentation", "axes", "copies", "denoising", "map_images", "maps", "memorisation")
-TABLES += ("places", "published", "recipe", "samples", "schedules", "tuning", "worth")
+TABLES = ("augmentation", "axes", "blend", "copies", "denoising", "map_images", "maps")
+TABLES += (
+    "memorisation",
+    "places",
+    "published",
+    "recipe",
+    "samples",
+    "schedules",
+    "tuning",
+    "worth",
+)
 TITLES = {name: method.title for name, method in METHODS.items() if method.compared}
 """What readers are told for what the tables call a method."""
 MEASURES = ("mse", "r2", "nearest")
@@ -78,9 +87,9 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials", "tuning", "augmentation", "published", "recipe", "axes", "memorisation",
-            "places", "distributional", "draws_cost" or "paths"; "faults" of "faults"; "packed" or
-            "packed_samples" of "packing".
+            "trials", "tuning", "augmentation", "published", "recipe", "axes", "blend",
+            "memorisation", "places", "distributional", "draws_cost" or "paths"; "faults" of
+            "faults"; "packed" or "packed_samples" of "packing".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:

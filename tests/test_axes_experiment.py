@@ -1,11 +1,14 @@
 """What the open axes gain: rows are what the definition says, and validation alone chooses."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
 import fpmc
 from fpmc import diffusion, methods, networks, results, sensitivity
-from fpmc.experiments import axes, forms
+from fpmc.experiments import axes, blends, forms
 from fpmc.experiments.clock import Clock
 from fpmc.experiments.job import Job, in_batches
 from fpmc.experiments.tuning import HeldOut
@@ -98,9 +101,33 @@ def test_cells_of_one_pixel_are_local_estimators_with_flex_s_masks(level):
     assert relative(found.answers["test"], wanted) < 1e-5
 
 
-def test_data_without_a_tuned_collection_are_refused(tmp_path):
+def test_the_blend_that_is_left_is_the_one_of_the_rows(job, tmp_path, monkeypatch):
+    monkeypatch.setenv("FPMC_DATA", str(tmp_path))
+    for module in (forms, blends):
+        monkeypatch.setattr(module, "MIXTURES", {"digits": {8: 3}})
+    job = replace(job, steps=2, level=(0,), runs=tmp_path / "runs")
+    blends.run(job, Clock())
+    assert not blends.folder_of(job).exists(), "a level is missing yet"
+    blends.run(replace(job, level=()), Clock())
+    rows, held = results.read("digits", "blend", job.out.parent), HeldOut(job)
+    read = fpmc.blends.load(blends.folder_of(job), job.source)
+    for i, (row, sigma) in enumerate(zip(rows, job.levels, strict=True)):
+        z = diffusion.add_noise(to_float(held.test), sigma, forms.FIRST_SEED + i)
+        network = networks.load("digits/ddpmpp")
+        error = (read(z, sigma) - network(z, sigma)).detach().square().mean().item()
+        assert error == pytest.approx(row["mse"], rel=1e-4)
+        assert read.at(sigma) == json.loads(row["chosen"])
+        least = 0.02 * max(read.at(sigma).values())
+        assert min(read.at(sigma).values()) > 0.5 * least
+    before = (job.out / "blend.csv").read_bytes()
+    blends.run(replace(job, level=()), Clock())
+    assert (job.out / "blend.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("stage", [axes, blends])
+def test_data_without_a_tuned_collection_are_refused(stage, tmp_path):
     with pytest.raises(ValueError, match="data: got 'photos32', wanted one with a tuned"):
-        axes.run(Job(data="photos32", out=tmp_path / "photos32"), Clock())
+        stage.run(Job(data="photos32", out=tmp_path / "photos32"), Clock())
 
 
 PHOTOS = {(row["axis"], row["sigma"]): row for row in results.read("photos", "axes")}

@@ -21,7 +21,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fpmc import augment, data, diffusion, finetuning, methods, networks, results, sensitivity
+from fpmc import (
+    augment,
+    blends,
+    data,
+    diffusion,
+    finetuning,
+    methods,
+    networks,
+    results,
+    sensitivity,
+)
 from fpmc.finetuning.files import digest, write_level
 from fpmc.limits import OUT_OF_TIME, OutOfTimeError
 from fpmc.methods.schedules import FOUND, columns, found, patch_schedule
@@ -332,6 +342,18 @@ class TestTunedRows:
             run(replace(job, tuned=str(tmp_path / "none"), method=("pspc_flex",)), *self.STAGES)
 
 
+def test_a_blend_has_samples_where_one_is_shipped_for_the_network(job):
+    contest = stage("contest")
+    assert list(contest.blended(job)) == []
+    (who,) = contest.blended(replace(job, network=None))
+    assert list(contest.blended(replace(job, network=None, method=("optimal",)))) == []
+    assert who.row == ("blend", "")
+    assert who.digest == blends.files.digest("digits/ddpmpp")
+    z = diffusion.add_noise(job.test(2), 0.3, 0)
+    answer = contest.denoiser(job, who)(z, 0.3)
+    torch.testing.assert_close(answer, blends.load("digits/ddpmpp", job.source)(z, 0.3))
+
+
 def test_a_method_may_have_fewer_samples_which_are_the_first(job):
     job = replace(job, method=("optimal", "wiener"), fewer={"wiener": 1})
     run(job, "samples")
@@ -344,7 +366,7 @@ def test_a_method_may_have_fewer_samples_which_are_the_first(job):
     run(alone, "samples")
     whole = results.per_sample("all", job.out)
     assert whole["wiener"]["mse"][0] == pytest.approx(drawn["wiener"]["mse"][0].item(), rel=1e-5)
-    assert stage("job").Job(data="photos").fewer == {"lukoianov": 48}
+    assert stage("job").Job(data="photos").fewer == {"lukoianov": 48, "blend": 64}
     with pytest.raises(ValueError, match="fewer: got 'els7', wanted one of optimal"):
         replace(job, fewer={"els7": 2})
 
@@ -546,7 +568,7 @@ def test_every_method_of_the_stored_tables_has_a_title():
             assert {"n", "n_source", "seed", "device"} <= row.keys()  # as the results page needs
             method = row.get("method", "")
             if "/" not in method:  # no network
-                assert not method or method in results.TITLES
+                assert not method or method in (*results.TITLES, "blend")
     assert results.title("pspc_square", "found") == "PSPC-Square, found"
     assert results.title("photos/ddpmpp") == "photos/ddpmpp"
 

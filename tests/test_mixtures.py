@@ -108,6 +108,71 @@ def test_of_each_image_that_is_drawn_one_patch_alone_is_copied():
     assert memory.peak < 1e8
 
 
+class TestFewDirections:
+    MIXTURE = mixtures.fit(SOURCE, 3, 4, steps=1)
+
+    def test_all_of_them_change_nothing(self):
+        assert self.MIXTURE.rank == 18
+        assert torch.equal(self.MIXTURE.of_rank(18)(Z, 0.5), self.MIXTURE(Z, 0.5))
+
+    @pytest.mark.parametrize("sigma", [0.1, 1.0])
+    def test_they_answer_as_the_covariance_that_has_the_mean_variance_elsewhere(self, sigma):
+        few, covariances = self.MIXTURE.of_rank(5).of_rank(4), []
+        for values, u in zip(self.MIXTURE.eigenvalues, self.MIXTURE.eigenvectors, strict=True):
+            changed = torch.cat([values[:-4].mean().expand(14), values[-4:]])
+            covariances.append(u * changed @ u.T)
+        full = Mixture(SHAPE, few.weights, few.means, torch.stack(covariances))
+        assert few.rank == 4
+        assert relative(few(Z, sigma), full(Z, sigma)) < 1e-10
+        patches = mixtures.all_patches(Z, 3).flatten(0, 1)
+        away = few.log_weights(patches, sigma) - full.log_weights(patches, sigma)
+        assert away.abs().max() < 1e-8
+
+    def test_what_is_read_is_near_what_was_kept(self, tmp_path):
+        path, few = tmp_path / "mixture.safetensors", self.MIXTURE.of_rank(6)
+        mixtures.write(path, few)
+        read = mixtures.read(path)
+        assert relative(read(Z, 0.5), few(Z, 0.5)) < 2e-3
+        u = read.eigenvectors
+        torch.testing.assert_close(u.mT @ u, torch.eye(6).double().expand(4, -1, -1))
+        assert read.shape == SHAPE
+        assert path.stat().st_size < 4 * (18 * 6 + 4 * (2 * 6 + 18 + 3)) + 1000
+        mixtures.write(path, read)
+        assert relative(mixtures.read(path)(Z, 0.5), read(Z, 0.5)) < 1e-3
+
+    def test_what_is_no_mixture_is_refused(self, tmp_path):
+        path = tmp_path / "mixture.safetensors"
+        path.write_bytes(b"nothing")
+        with pytest.raises(ValueError, match="no mixture can be read from it"):
+            mixtures.read(path)
+        with pytest.raises(FileNotFoundError):
+            mixtures.read(tmp_path / "none.safetensors")
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ({"rest": torch.zeros(3)}, "values: got shape"),
+            ({"values": torch.zeros(4, 7)}, "values: got shape"),
+            ({"values": -torch.ones(4, 6)}, "values: got negative ones"),
+            ({"weights": torch.zeros(4)}, "weights: got"),
+        ],
+    )
+    @pytest.mark.usefixtures("as_users_do")
+    def test_bad_directions_get_one_error(self, change, told):
+        few = self.MIXTURE.of_rank(6)
+        given = {
+            "weights": few.weights,
+            "means": few.means,
+            "values": few.eigenvalues,
+            "vectors": few.eigenvectors,
+            "rest": few.rest,
+        }
+        with pytest.raises(ValueError, match=told):
+            Mixture.of_directions(SHAPE, **(given | change))
+        with pytest.raises(ValueError, match="r: got 7, wanted"):
+            few.of_rank(7)
+
+
 def test_gradients_and_pickles():
     mixture = mixtures.fit(SOURCE, 3, 2, steps=1)
     z = Z[:1].clone().requires_grad_()

@@ -27,6 +27,8 @@ status 75) goes on with the same command.
   and where the Wiener filter is nearer. Long: it runs where it is named.
 - axes: what ways that the papers leave open gain over PSPC-Flex: other keys, kernels, estimators,
   Gaussians in the place of points. Long: it runs where it is named.
+- blends: the weights with which the axes' combination is nearest to the network at all levels of
+  the sampler, its errors, and its folder among the runs. It runs where it is named.
 - memorisation: what the methods' estimators know of noisy images against log N, by method, noise
   level and N, and whether answers and samples copy the source. It runs where it is named.
 - places: how many source images the other places of a patch are worth: ELS beside LS, by the number
@@ -53,7 +55,7 @@ __all__ = ["main"]
 ON_SHIPPED_NETWORKS = ("schedules", "denoising", "samples")
 """What is needed where the networks are shipped."""
 BY_NAME = ("published", "tuning", "augmentation", "recipe", "axes", "memorisation", "places")
-BY_NAME += ("map_images", "distributional", "paths")
+BY_NAME += ("blends", "map_images", "distributional", "paths")
 """What runs only where it is named."""
 ON_OTHERS = tuple(name for name in STAGES if name not in BY_NAME)
 """What runs elsewhere if no stage is named."""

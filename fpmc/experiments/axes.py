@@ -19,7 +19,7 @@ from fpmc.experiments.tuning import HeldOut
 from fpmc.finetuning.files import SHIPPED
 from fpmc.metrics import Estimate
 
-__all__ = ["run"]
+__all__ = ["head", "refuse_untuned", "run", "settings"]
 
 KEY = ("data", "network", "axis", "z", "sigma", "n_source")
 LEAST, MOST = 0.1, 5.0
@@ -32,14 +32,12 @@ def run(job: Job, clock: Clock) -> None:
     Raises:
         ValueError: If the data have no tuned collection to compare with.
     """
-    if f"{job.data}/ddpmpp/pspc_flex" not in SHIPPED:
-        told = ", ".join(sorted(name.split("/")[0] for name in SHIPPED))
-        raise ValueError(f"data: got {job.data!r}, wanted one with a tuned PSPC-Flex: {told}")
+    refuse_untuned(job)
     held, made = HeldOut(job), cache(partial(fitted, job))
     with job.table("axes", KEY).collected() as table:
         for i in tqdm(list(_levels(job)), desc="axes"):
-            head, settings = _head(job, i), _settings(job, held)
-            missing = [axis for axis in AXES if not table.has({**head, "axis": axis}, settings)]
+            row_of, decided = head(job, i), settings(job, held)
+            missing = [axis for axis in AXES if not table.has({**row_of, "axis": axis}, decided)]
             if not missing:
                 continue
             level = Level(job, held, i, made)
@@ -47,19 +45,39 @@ def run(job: Job, clock: Clock) -> None:
                 with clock.unit(axis):
                     row = _row(level, axis)
                     told = job.provenance("pspc_flex", level.seconds[axis])
-                    table.add({**head, "axis": axis, **settings, **row, **told})
+                    table.add({**row_of, "axis": axis, **decided, **row, **told})
 
 
 def _levels(job: Job) -> Iterator[int]:
     return (i for i in job.chosen if job.level or LEAST <= job.levels[i] <= MOST)
 
 
-def _head(job: Job, i: int) -> dict[str, str]:
-    said = (job.label, job.called(job.reference_file), "", "forward", f"{job.levels[i]:.6g}")
-    return dict(zip(KEY, (*said, str(len(job.source))), strict=True))
+def refuse_untuned(job: Job) -> None:
+    """See that the data have a tuned collection.
+
+    Raises:
+        ValueError: If they have none.
+    """
+    if f"{job.data}/ddpmpp/pspc_flex" not in SHIPPED:
+        told = ", ".join(sorted(name.split("/")[0] for name in SHIPPED))
+        raise ValueError(f"data: got {job.data!r}, wanted one with a tuned PSPC-Flex: {told}")
 
 
-def _settings(job: Job, held: HeldOut) -> dict[str, object]:
+def head(job: Job, i: int, key: tuple[str, ...] = KEY) -> dict[str, str]:
+    """The key of a level's rows; the axis is left open."""
+    said = {
+        "data": job.label,
+        "network": job.called(job.reference_file),
+        "axis": "",
+        "z": "forward",
+        "sigma": f"{job.levels[i]:.6g}",
+        "n_source": str(len(job.source)),
+    }
+    return {name: said[name] for name in key}
+
+
+def settings(job: Job, held: HeldOut) -> dict[str, object]:
+    """What decides the rows' numbers beside their key."""
     more = {"steps": len(job.levels), "validation_n": len(held.validation)}
     return job.settings("pspc_flex", len(held.test), job.reference_file, **more)
 

@@ -7,7 +7,7 @@ a schedule. Which are which, :data:`fpmc.methods.METHODS` and the schedules' tab
 
 In samples, thresholds that the papers use at all levels stand on any data, and beside them
 PSPC-Flex tuned to the network, with its own source and with larger ones, as in the last rows of the
-paper's table.
+paper's table, and a blend with mixtures of Gaussians where one is shipped.
 
 Source: Niedoba et al. (2026), section 5, tables 2 and 4.
 """
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fpmc import diffusion, finetuning
+from fpmc import blends, diffusion, finetuning
 from fpmc.experiments.augmentation import Sets
 from fpmc.experiments.job import Job, in_batches
 from fpmc.experiments.options import COMPARED
@@ -28,8 +28,10 @@ from fpmc.results import contestant
 from fpmc.source import Source
 
 __all__ = [
+    "BLEND",
     "KNOBS",
     "Contestant",
+    "blended",
     "contestants",
     "denoiser",
     "searched",
@@ -43,6 +45,8 @@ KNOBS = tuple(name for name in COMPARED if METHODS[name].knob)
 """The methods that have a schedule."""
 TUNED = "pspc_flex"
 """The method whose tuned queries and responses are compared in samples."""
+BLEND = "blend"
+"""What the tables call a weighted sum of methods, of :mod:`fpmc.blends`."""
 
 
 class Contestant(NamedTuple):
@@ -51,7 +55,7 @@ class Contestant(NamedTuple):
     Attributes:
         method: Its name in the registry.
         schedule: Its schedule's name, "" if it has none; "tuned" for what is tuned to a network.
-        knob: The schedule's value; the folder of what is tuned.
+        knob: The schedule's value; the folder of what is tuned, or of a blend.
         joined: The strategy that made the images which its source is joined with, "" if none.
     """
 
@@ -74,7 +78,7 @@ class Contestant(NamedTuple):
     def digest(self) -> str:
         """Of what a search or a tuning found, 8 digits; "" for others, whose names say all."""
         if isinstance(self.knob, Path):
-            return digest(self.knob)
+            return blends.files.digest(self.knob) if self.method == BLEND else digest(self.knob)
         if not isinstance(self.knob, dict):
             return ""
         return hashlib.sha256(repr(sorted(self.knob.items())).encode()).hexdigest()[:8]
@@ -132,6 +136,12 @@ def tuned(job: Job) -> Iterator[Contestant]:
         )
 
 
+def blended(job: Job) -> Iterator[Contestant]:
+    """The blend that is shipped for the network; none if not there."""
+    for name in wanted(job, (BLEND,) if job.reference_file in blends.SHIPPED else ()):
+        yield Contestant(name, "", blends.files.folder_of(job.reference_file))
+
+
 def source(job: Job, who: Contestant) -> Source:
     """The images that a contestant sees; those that are made are made, or taken from disk."""
     if not who.joined:
@@ -145,6 +155,8 @@ def denoiser(job: Job, who: Contestant) -> diffusion.Denoiser:
     """A contestant that answers, called with a batch at a time."""
     if not isinstance(who.knob, Path):
         return job.make(who.method, who.knob, source(job, who))
+    if who.method == BLEND:
+        return in_batches(blends.load(who.knob, job.source, budget=job.bytes), job.batch)
     collection = finetuning.load(who.knob, source(job, who), budget=job.bytes)
     return in_batches(collection.with_precision(job.precision), job.batch)
 

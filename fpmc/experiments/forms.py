@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from torch.nn.functional import avg_pool2d
 
 import fpmc
 from fpmc import diffusion, kernels, mixtures
+from fpmc.blends.blend import nonnegative
 from fpmc.collection import FPMC
 from fpmc.experiments.job import Job, in_batches
 from fpmc.experiments.tuning import HeldOut, base
@@ -23,8 +24,9 @@ from fpmc.levels import Constant
 from fpmc.mixtures import Mixture
 from fpmc.operators import Box, Dense, Ones, Operator
 from fpmc.source import to_float
+from fpmc.widths import Wide
 
-__all__ = ["AXES", "Found", "Level", "fitted"]
+__all__ = ["AXES", "MIXTURES", "PARTS", "STEPS", "Found", "Level", "combined", "fitted"]
 
 FIRST_SEED = 800
 """Of the noise, counted from a thousand times the job's seed; validation has the next hundred."""
@@ -33,6 +35,8 @@ MIXTURES = {"digits": {4: 40, 6: 40, 8: 30}, "photos": {5: 60, 8: 40, 16: 8}}
 """{side: components} that are fitted."""
 STEPS, DRAWS = 4, 8
 """Of a fit, and perturbations that a smoothed denoiser is the mean over."""
+SHARES = (0.02, 0.07, 0.2, 0.5)
+"""Of the source's covariance, that are tried as a point's."""
 
 Answer = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"]]
 
@@ -52,7 +56,7 @@ class Found(NamedTuple):
 class Level:
     """Noisy images of a level, the network's answers, and each axis' answers."""
 
-    def __init__(self, job: Job, held: HeldOut, i: int, fitted: Callable[[], dict[int, Mixture]]):
+    def __init__(self, job: Job, held: HeldOut, i: int, fitted: Callable[[], Mapping[int, Any]]):
         self.job, self.source, self.sigma, self._fitted = job, job.source, job.levels[i], fitted
         self.z, self.target, self._found, self.seconds = {}, {}, {}, {}
         for j, part in enumerate(PARTS):
@@ -85,15 +89,16 @@ class Level:
 
     def blend(self, axes: Mapping[str, Found]) -> Found:
         """The sum with the weights ≥ 0 that are nearest the network on validation images."""
-        from sklearn.linear_model import LinearRegression  # which takes as long as torch
-
         each = {p: torch.stack([one.answers[p] for one in axes.values()], -1) for p in PARTS}
-        columns, target = each["validation"].flatten(0, -2), self.target["validation"].flatten()
-        fit = LinearRegression(fit_intercept=False, positive=True)
-        fit.fit(columns.double().cpu(), target.double().cpu())
-        weights = dict(zip(axes, fit.coef_.tolist(), strict=True))
-        answers = {p: value @ torch.tensor(fit.coef_).to(value) for p, value in each.items()}
-        return Found(" + ".join(f"{w:.2f} {a}" for a, w in weights.items() if w >= 0.005), answers)
+        weights = self.weights(axes)
+        answers = {p: value @ weights.to(value) for p, value in each.items()}
+        told = zip(weights.tolist(), axes, strict=True)
+        return Found(" + ".join(f"{w:.2f} {a}" for w, a in told if w >= 0.005), answers)
+
+    def weights(self, axes: Mapping[str, Found], least: float = 0.0) -> Float[Tensor, " m"]:
+        """Those of :func:`fpmc.blends.blend.nonnegative` on validation images, float64."""
+        answers = [one.answers["validation"].flatten() for one in axes.values()]
+        return nonnegative(torch.stack(answers, 1), self.target["validation"].flatten(), least)
 
     def collection(self, queries, responses, **options) -> Answer:
         """A collection at this level."""
@@ -181,20 +186,13 @@ def _isotropic(level: Level) -> Found:
 
 def _shaped(level: Level) -> Found:
     """Weights by whitened distances, and the Wiener filter of what they leave."""
-    gaussian = level.job.gaussian(level.source)
+    job, gaussian = level.job, level.job.gaussian(level.source)
 
     def wide(t: float) -> Answer:
-        phi = gaussian.whitening(t)
-        keyed = level.collection(level.whole, level.whole, features=phi)
-        gain = gaussian.spectral(lambda values: t * values / (t * values + level.sigma**2))
+        one = Wide(level.source, t, gaussian=gaussian, budget=job.bytes)
+        return level.at(one.with_precision(job.precision))
 
-        def answer(z: Tensor) -> Tensor:
-            mean = keyed(z)
-            return mean + ((z - mean).flatten(1) @ gain.to(z)).view_as(z)
-
-        return answer
-
-    return level.choose({f"t = {t:g}": wide(t) for t in (0.02, 0.07, 0.2, 0.5)})
+    return level.choose({f"t = {t:g}": wide(t) for t in SHARES})
 
 
 def _smoothed(level: Level) -> Found:
@@ -264,10 +262,11 @@ def _variance(z: Float[Tensor, "b c h w"], p: int = 3) -> Float[Tensor, "b 1 h w
     return (square - mean.square()).mean(1, keepdim=True)
 
 
-def _combined(level: Level) -> Found:
+def combined(level: Level) -> dict[str, Found]:
+    """What the combination is a sum of."""
     names = ("flex", "tuned", "wiener", "source width")
     each = {f"mixture {name}": one for name, one in level.mixtures.items()}
-    return level.blend({name: level.found(name) for name in names} | each)
+    return {name: level.found(name) for name in names} | each
 
 
 def fitted(job: Job) -> dict[int, Mixture]:
@@ -294,6 +293,6 @@ AXES: dict[str, Callable[[Level], Found]] = {
     "cells of 4": _cells(4),
     "scales": lambda level: level.blend(level.squares),
     "gate": _gated,
-    "combination": _combined,
+    "combination": lambda level: level.blend(combined(level)),
 }
 """{axis: its form}, in the order of the tables."""

@@ -32,6 +32,7 @@ def run(job: Job, clock: Clock) -> None:
     found = schedules.found(job, contest.wanted(job, contest.searched(job)))
     network = contest.Contestant(job.called(job.reference_file), "", None)
     everyone = [network, *contest.contestants(job, found, used=True), *contest.tuned(job)]
+    everyone += contest.blended(job)
     heads = [dict(zip(KEY, (job.label, reference, *who.row), strict=True)) for who in everyone]
     with job.table("samples", KEY).collected() as table:
         drawn = job.held("each.npz").keys() & job.held("samples.npz").keys()

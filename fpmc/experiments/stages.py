@@ -5,6 +5,7 @@ import torch
 from fpmc.experiments import (
     augmentation,
     axes,
+    blends,
     denoising,
     distributional,
     engine,
@@ -27,7 +28,7 @@ from fpmc.experiments.job import Job
 __all__ = ["STAGES", "run"]
 
 MODULES = (train, worth, maps, schedules, denoising, samples, published, tuning, augmentation)
-MODULES += (recipe, axes, memorisation, places, map_images, distributional, paths, engine)
+MODULES += (recipe, axes, blends, memorisation, places, map_images, distributional, paths, engine)
 STAGES = {stage.__name__.rpartition(".")[2]: stage for stage in MODULES}
 """{name: module with a function run(job, clock)}, in order."""
 

@@ -1,33 +1,16 @@
-r"""Gaussians in place of points: the posterior mean of a mixture, on patches that overlap.
+"""The posterior mean of a mixture of Gaussians on patches that overlap."""
 
-A source puts a point on every image. With a covariance around each point, or around the mean of
-many, a patch :math:`x \sim \sum_m \pi_m N(\mu_m, \Sigma_m)` seen as
-:math:`z = x + \sigma\varepsilon` has a posterior mean in closed form:
-
-.. math::
-    D(z, \sigma)
-    &= \sum_m w_m \big[\mu_m + \Sigma_m (\Sigma_m + \sigma^2 I)^{-1} (z - \mu_m)\big], \\
-    w_m &\propto \pi_m\, N(z; \mu_m, \Sigma_m + \sigma^2 I) .
-
-Every patch is answered so, and overlapping patches are averaged as PSPC-Square does. With patches
-as large as the image, points (Σ = 0) are the optimal denoiser, and one component is the Wiener
-filter.
-"""
-
-import math
+from copy import copy
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import fold, one_hot
+from torch.nn.functional import fold
 
-from fpmc.checks import as_positive, as_shape, as_whole_number, kind
+from fpmc.checks import as_shape, as_whole_number, kind
 from fpmc.denoiser import DropIn
-from fpmc.modes import without_autograd
-from fpmc.seeds import own_stream
-from fpmc.source import Source, as_source
 
-__all__ = ["Mixture", "fit"]
+__all__ = ["CHUNK", "Mixture", "all_patches"]
 
 CHUNK = 8192
 """Patches at a time."""
@@ -89,9 +72,77 @@ class Mixture(DropIn):
         if (covariances - covariances.mT).abs().max() > -least or (self.eigenvalues < least).any():
             raise ValueError("covariances: got a matrix that is none, wanted Σ = Σᵀ ≥ 0")
         self.eigenvalues = self.eigenvalues.clamp(min=0)
+        self.rest = self.eigenvalues.new_zeros(len(self.eigenvalues))
 
     def __repr__(self) -> str:
         return f"Mixture({len(self.means)} of patches of side {self.p})"
+
+    @classmethod
+    def of_directions(
+        cls,
+        shape: tuple[int, int, int],
+        weights: Float[Tensor, " m"],
+        means: Float[Tensor, "m c p p"],
+        values: Float[Tensor, "l r"],
+        vectors: Float[Tensor, "l d r"],
+        rest: Float[Tensor, " l"],
+    ) -> "Mixture":
+        r"""A mixture by its covariances' directions.
+
+        .. math:: \Sigma = U \Lambda U^\top + s\, (I - U U^\top)
+
+        Args:
+            shape: The images' (c, h, w).
+            weights: π, as above.
+            means: μ, as above.
+            values: Λ ≥ 0, of each covariance or, with l = 1, of one for all.
+            vectors: U. Columns that are orthonormal but for rounding are made so.
+            rest: s ≥ 0, the variance in all other directions.
+
+        Raises:
+            TypeError: As above.
+            ValueError: As above.
+        """
+        n, d, r = vectors.shape
+        if values.shape != (n, r) or rest.shape != (n,) or r > d or n not in (1, len(means)):
+            raise ValueError(
+                f"values: got shape {tuple(values.shape)}, and {tuple(rest.shape)} of rest and "
+                f"{(n, d, r)} of vectors, wanted (l, r), (l,) and (l, d, r)"
+            )
+        if min(values.min(), rest.min()) < 0:
+            raise ValueError("values: got negative ones, wanted variances")
+        u, upper = torch.linalg.qr(vectors.detach().double())
+        made = cls(shape, weights, means, torch.zeros(1, d, d, dtype=u.dtype))
+        made.eigenvalues, made.rest = values.detach().double(), rest.detach().double()
+        made.eigenvectors = u * upper.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)
+        return made
+
+    @property
+    def rank(self) -> int:
+        """How many directions of each covariance have a variance of their own."""
+        return self.eigenvalues.shape[1]
+
+    def of_rank(self, r: int) -> "Mixture":
+        """The same with r directions of each covariance, and their mean variance in all others.
+
+        An answer costs in proportion to r.
+
+        Args:
+            r: How many, those of largest variance: from 1 to the :attr:`rank`.
+
+        Raises:
+            TypeError: If r is no whole number.
+            ValueError: If it is out of range.
+
+        Source: Tipping and Bishop (1999), mixtures of probabilistic principal components.
+        """
+        r, d, other = as_whole_number(r, "r", 1, self.rank), self.means[0].numel(), copy(self)
+        left = self.eigenvalues[:, :-r].sum(1) + (d - self.rank) * self.rest
+        other.eigenvalues, other.eigenvectors = (
+            a[..., -r:] for a in (self.eigenvalues, self.eigenvectors)
+        )
+        other.rest = left / max(d - r, 1)
+        return other
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -130,103 +181,21 @@ class Mixture(DropIn):
         j = i if len(self.eigenvalues) > 1 else 0
         values, u, mean = self.eigenvalues[j], self.eigenvectors[j], self.means[i].flatten()
         noisy = values + sigma**2
-        along = (patches - mean) @ u
+        away = patches - mean
+        along = away @ u
         log_weight = self.weights[i].log() - (along.square() / noisy + noisy.log()).sum(1) / 2
-        return log_weight, mean + (along * (values / noisy)) @ u.T
+        others = u.shape[0] - u.shape[1]
+        if not others:
+            return log_weight, mean + (along * (values / noisy)) @ u.T
+        rest = self.rest[j] + sigma**2
+        beside = (away.square().sum(1) - along.square().sum(1)).clamp(min=0)
+        gain = self.rest[j] / rest
+        answer = mean + gain * away + (along * (values / noisy - gain)) @ u.T
+        return log_weight - (beside / rest + others * rest.log()) / 2, answer
 
     def _move(self, device: torch.device) -> None:
-        for name in ("weights", "means", "eigenvalues", "eigenvectors"):
+        for name in ("weights", "means", "eigenvalues", "eigenvectors", "rest"):
             setattr(self, name, getattr(self, name).to(device))
-
-
-@without_autograd
-def fit(
-    source: Source,
-    p: int,
-    m: int,
-    *,
-    patches: int = 20_000,
-    steps: int = 10,
-    floor: float = 1e-3,
-    seed: int | torch.Generator | None = None,
-    generator: torch.Generator | None = None,
-) -> Mixture:
-    r"""A mixture of m Gaussians on a source's patches, by expectation and maximisation.
-
-    .. math:: \pi_m = \overline{w_m}, \qquad \mu_m = \overline{w_m x} / \pi_m, \qquad
-              \Sigma_m = \overline{w_m (x - \mu_m)(x - \mu_m)^\top} / \pi_m + \varepsilon I
-
-    Means are over patches, drawn from all images and places with the source's weights. The start
-    puts each of them to the nearest of m patches. One component and all patches are the source's
-    mean and covariance.
-
-    Args:
-        source: S.
-        p: The side of a patch, from 1 to the image's shorter side.
-        m: How many components.
-        patches: How many patches are drawn; if there are fewer in the source, all are taken.
-        steps: How often both steps are done.
-        floor: ε > 0, the least variance.
-        seed: A seed or a generator, for the patches and the start; 0 if left out.
-        generator: A generator, in the seed's place.
-
-    Raises:
-        TypeError: If a number is not whole.
-        ValueError: If one is out of range, or seed and generator are both given.
-
-    Source: Dempster, Laird and Rubin (1977); Zoran and Weiss (2011), of patches.
-    """
-    _c, h, w = as_source(source).shape
-    p, m = as_whole_number(p, "p", 1, min(h, w)), as_whole_number(m, "m", 1)
-    floor, noise = as_positive(floor, "floor"), own_stream("mixture", seed, generator)
-    x = _drawn(source, p, as_whole_number(patches, "patches", m), noise)
-    start = x[torch.randperm(len(x), generator=noise)[:m]]
-    nearest = torch.cat([torch.cdist(part, start).argmin(1) for part in x.split(CHUNK)])
-    mixture = _maximised(x, one_hot(nearest, m).double(), source.shape, p, floor)
-    for _ in range(as_whole_number(steps, "steps", 0)):
-        parts = (mixture.log_weights(part, 0.0).softmax(1) for part in x.split(CHUNK))
-        mixture = _maximised(x, torch.cat(list(parts)), source.shape, p, floor)
-    return mixture
-
-
-def _maximised(
-    x: Float[Tensor, "n d"],
-    weights: Float[Tensor, "n m"],
-    shape: tuple[int, int, int],
-    p: int,
-    floor: float,
-) -> Mixture:
-    """The mixture of these parts of the patches; a component that has hardly any is left out."""
-    total = weights.sum(0)
-    weights, total = weights[:, total >= 1], total[total >= 1]
-    means = weights.T @ x / total.unsqueeze(1)
-    covariances = []
-    for w, mean, mass in zip(weights.T, means, total, strict=True):
-        use = w > 1e-6
-        away = x[use] - mean
-        covariances.append((away.T * w[use]) @ away / mass)
-    noise = floor * torch.eye(x.shape[1], dtype=x.dtype)
-    means = means.view(-1, shape[0], p, p)
-    return Mixture(shape, total, means, torch.stack(covariances) + noise)
-
-
-def _drawn(source: Source, p: int, n: int, noise: torch.Generator) -> Float[Tensor, "n d"]:
-    """Patches of a source, float64: all of them, or n drawn."""
-    places = math.prod(side - p + 1 for side in source.shape[1:])
-    if len(source) * places <= n and source.log_weights is None:
-        return all_patches(source.read(slice(None), torch.float64), p).flatten(0, 1)
-    chances = torch.ones(len(source)) if source.log_weights is None else source.log_weights.exp()
-    images = chances.cpu().multinomial(n, replacement=True, generator=noise).sort()[0]
-    where = torch.randint(places, (n,), generator=noise)
-    parts = zip(images.split(CHUNK), where.split(CHUNK), strict=True)
-    return torch.cat([_at(source.read(i, torch.float64), p, place) for i, place in parts])
-
-
-def _at(x: Float[Tensor, "n c h w"], p: int, where: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
-    """One patch of each image; no other is copied."""
-    where, wide = where.to(x.device), x.shape[3] - p + 1
-    windows = x.unfold(2, p, 1).unfold(3, p, 1)
-    return windows[torch.arange(len(x)), :, where // wide, where % wide].flatten(1)
 
 
 def all_patches(x: Float[Tensor, "b c h w"], p: int) -> Float[Tensor, "b l d"]:
