@@ -88,8 +88,8 @@ def read(
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
             "trials", "tuning", "augmentation", "published", "recipe", "axes", "blend",
-            "memorisation", "places", "distributional", "draws_cost" or "paths"; "faults" of
-            "faults"; "packed" or "packed_samples" of "packing".
+            "map_images", "memorisation", "places", "distributional", "draws_cost" or "paths";
+            "faults" of "faults"; "packed" or "packed_samples" of "packing".
         root: The folder ``results`` itself, if it is not beside the package.
 
     Raises:

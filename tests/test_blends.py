@@ -221,6 +221,26 @@ class TestFitted:
             Fitted(one[0], **(HOW | one[1]), cache=tmp_path)(Z, 0.5)
         assert len(list((tmp_path / "mixtures").iterdir())) == 2
 
+    @pytest.mark.parametrize("content", [b"", b"half of a file"])
+    def test_a_broken_file_is_fitted_again(self, tmp_path, content):
+        answer = Fitted(SOURCE, **HOW, cache=tmp_path)(Z, 0.5)
+        (path,) = (tmp_path / "mixtures").iterdir()
+        path.write_bytes(content)
+        assert torch.equal(Fitted(SOURCE, **HOW, cache=tmp_path)(Z, 0.5), answer)
+        assert len(path.read_bytes()) > len(content), "and kept"
+
+    @pytest.mark.parametrize("there", ["file", "link"])
+    def test_a_folder_that_cannot_be_written_to_is_an_error_before_the_fit(
+        self, tmp_path, monkeypatch, there
+    ):
+        monkeypatch.setattr(mixtures, "fit", None)  # not called
+        if there == "file":
+            (tmp_path / "mixtures").write_text("")
+        else:
+            (tmp_path / "mixtures").symlink_to("/proc/self")
+        with pytest.raises((OSError, ValueError), match="mixtures"):
+            Fitted(SOURCE, **HOW, cache=tmp_path)(Z, 0.5)
+
 
 class Shapeless:
     def __call__(self, z, sigma):

@@ -93,3 +93,23 @@ def test_estimators_that_need_the_same_images_take_no_more_in_groups(monkeypatch
     ours, all_in_one = step.gradients(*arguments, SIGMA), whole(monkeypatch, *arguments)
     assert ours.share == pytest.approx(all_in_one.share, rel=0.05)
     assert relative(ours.loss, all_in_one.loss) < 1e-3
+
+
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_kernels), False])
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_of_what_is_not_finite_is_nan(monkeypatch, compiled, place, bad):
+    """Of z and of Q: tuning stops at such a loss. Compiled passes alone would find a number."""
+    arguments = list(case())
+    arguments[place] = arguments[place].clone()
+    arguments[place].view(-1)[7] = bad
+    if not compiled:
+        monkeypatch.setattr(sums, "fits", lambda source, device: False)
+    found = step.gradients(*arguments, SIGMA)
+    assert found.loss.isnan()
+    assert not found.to_q.isfinite().all()
+
+
+def test_no_images_are_refused():
+    with pytest.raises(ValueError, match="only: got no images, wanted some of the source"):
+        step.gradients(*case(n=9), SIGMA, only=torch.arange(0))

@@ -7,6 +7,7 @@ the folder for downloads for the next time. It answers as it was kept, the first
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fpmc.denoiser import DropIn
 from fpmc.diffusion import Denoiser
 from fpmc.mixtures import Mixture
 from fpmc.source import Source
-from fpmc.storage import home
+from fpmc.storage import home, try_writing
 from fpmc.widths import Wide
 
 __all__ = ["KINDS", "Fitted", "Recipe", "make"]
@@ -43,7 +44,8 @@ class Fitted(DropIn):
         cache: The folder of what was fitted; that of downloads, ``~/.cache/fpmc``, if left out.
 
     Raises:
-        OSError: When it is first asked, if the folder cannot be written to.
+        OSError: When it is first asked, before the fit, if the folder cannot be made.
+        ValueError: Likewise, if it cannot be written to.
     """
 
     def __init__(
@@ -67,13 +69,16 @@ class Fitted(DropIn):
 
     @cached_property
     def mixture(self) -> Mixture:
-        """The mixture, from its file if it was fitted before."""
-        path = (self._cache or home()) / "mixtures" / f"{self._name()}.safetensors"
-        if not path.is_file():
-            found = mixtures.fit(self._source, **self._how)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            mixtures.write(path, found if self._rank is None else found.of_rank(self._rank))
-        return mixtures.read(path).to(self._source.parts[0].device)
+        """The mixture, from its file if it was fitted before; one that is broken is replaced."""
+        folder = (self._cache or home()) / "mixtures"
+        path, device = folder / f"{self._name()}.safetensors", self._source.parts[0].device
+        with suppress(FileNotFoundError, ValueError):
+            return mixtures.read(path).to(device)
+        folder.mkdir(parents=True, exist_ok=True)
+        try_writing(folder, "cache")
+        found = mixtures.fit(self._source, **self._how)
+        mixtures.write(path, found if self._rank is None else found.of_rank(self._rank))
+        return mixtures.read(path).to(device)
 
     def _name(self) -> str:
         """Another one for each source, way to fit and rank."""

@@ -33,8 +33,8 @@ status 75) goes on with the same command.
   level and N, and whether answers and samples copy the source. It runs where it is named.
 - places: how many source images the other places of a patch are worth: ELS beside LS, by the number
   of source images. Long: it runs where it is named.
-- map_images: over how many noisy images maps are to be averaged: maps over 8, 16 and 32 beside each
-  other, and PSPC-Flex with them. It runs where it is named.
+- map_images: over how many noisy images maps are to be averaged: maps over 8, 16, 32 and 64 beside
+  each other, and PSPC-Flex with them. It runs where it is named.
 - distributional: samples of networks of means and of networks that draw, by the number of their
   calls, which it trains over β, λ and m. Long: it runs where it is named.
 - paths: paths of a robot in a maze, of networks of means and of networks that draw, by the number

@@ -120,7 +120,7 @@ class Fused:
         for group, index in self._picked(scores, cut):
             shape = len(index), group.stop - group.start
             w = self.w[used : used + math.prod(shape)].view(shape)
-            gathered.append(self._gathered(ell, group, index, w))
+            gathered.append(self._gathered(ell, peak, group, index, w))
             used += w.numel()
         return gathered
 
@@ -142,15 +142,18 @@ class Fused:
             (group, own.nonzero().squeeze(1)) for group, own in zip(self.groups, kept, strict=True)
         ]
 
-    def _gathered(self, ell, group: slice, index, w: Float[Tensor, "n k"]) -> Found:
-        """The weights of these images, which sum to 1 over them, written to w."""
+    def _gathered(self, ell, peak, group: slice, index, w: Float[Tensor, "n k"]) -> Found:
+        """The weights of these images, which sum to 1 over them, written to w.
+
+        They are NaN where the peak is, which compiled passes would lose.
+        """
         totals = torch.zeros(-(-len(index) // BLOCK), w.shape[1])
         arrays = (ell.numpy(), index.numpy(), group.start)
         into = (w.numpy(), totals.numpy())
         self._side_by_side(
             lambda begin, end: kernels.gather(*arrays, begin, end, *into), len(index)
         )
-        return Found(group, index, w.mul_(1 / totals.sum(0)))
+        return Found(group, index, w.mul_(1 / totals.sum(0) + 0 * peak[group]))
 
     def mixed(self, found: Found, r: Float[Tensor, "k p"]) -> Float[Tensor, " d"]:
         """Σ_n (Rᵀ w_n) ⊙ x_n."""

@@ -33,6 +33,8 @@ class Sums:
     def __init__(self, q, r, source, sigma, without, only, *, wanted, cut, budget, device):
         self.sigma, self.source, self.only, self.device = sigma, source, only, device
         self.n, dimensions = len(source) if only is None else len(only), math.prod(source.shape)
+        if not self.n:
+            raise ValueError("only: got no images, wanted some of the source")
         q, r = (m.detach().float().flatten(1).to(device) for m in (q, r))
         views = [(dimensions // m.shape[1], m.shape[1]) for m in (q, r)]
         self.r_view = views[1]

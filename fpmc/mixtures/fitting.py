@@ -82,7 +82,7 @@ def _maximised(
         use = w > 1e-6
         away = x[use] - mean
         covariances.append((away.T * w[use]) @ away / mass)
-    noise = floor * torch.eye(x.shape[1], dtype=x.dtype)
+    noise = floor * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     means = means.view(-1, shape[0], p, p)
     return Mixture(shape, total, means, torch.stack(covariances) + noise)
 
