@@ -38,7 +38,7 @@ FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "resul
 
 :meta hide-value:
 """
-TABLES = ("augmentation", "axes", "blend", "copies", "denoising", "map_images", "maps")
+TABLES = ("augmentation", "axes", "blends", "copies", "denoising", "map_images", "maps")
 TABLES += (
     "memorisation",
     "places",
@@ -87,7 +87,7 @@ def read(
     Args:
         data: The dataset, a folder in ``results``.
         table: "schedules", "denoising", "samples", "worth", "copies", "maps", "looks",
-            "trials", "tuning", "augmentation", "published", "recipe", "axes", "blend",
+            "trials", "tuning", "augmentation", "published", "recipe", "axes", "blends",
             "map_images", "memorisation", "places", "distributional", "draws_cost" or "paths";
             "faults" of "faults"; "packed" or "packed_samples" of "packing".
         root: The folder ``results`` itself, if it is not beside the package.

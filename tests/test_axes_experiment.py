@@ -109,7 +109,7 @@ def test_the_blend_that_is_left_is_the_one_of_the_rows(job, tmp_path, monkeypatc
     blends.run(job, Clock())
     assert not blends.folder_of(job).exists(), "a level is missing yet"
     blends.run(replace(job, level=()), Clock())
-    rows, held = results.read("digits", "blend", job.out.parent), HeldOut(job)
+    rows, held = results.read("digits", "blends", job.out.parent), HeldOut(job)
     read = fpmc.blends.load(blends.folder_of(job), job.source)
     for i, (row, sigma) in enumerate(zip(rows, job.levels, strict=True)):
         z = diffusion.add_noise(to_float(held.test), sigma, forms.FIRST_SEED + i)
@@ -119,9 +119,9 @@ def test_the_blend_that_is_left_is_the_one_of_the_rows(job, tmp_path, monkeypatc
         assert read.at(sigma) == json.loads(row["chosen"])
         least = 0.02 * max(read.at(sigma).values())
         assert min(read.at(sigma).values()) > 0.5 * least
-    before = (job.out / "blend.csv").read_bytes()
+    before = (job.out / "blends.csv").read_bytes()
     blends.run(replace(job, level=()), Clock())
-    assert (job.out / "blend.csv").read_bytes() == before
+    assert (job.out / "blends.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize("stage", [axes, blends])

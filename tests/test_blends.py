@@ -302,7 +302,7 @@ def test_a_width_that_is_given_by_level_is_that_of_the_nearest():
 class TestShipped:
     """The blends that come with the package, beside the rows that are told of them."""
 
-    def rows(self, name, table="blend"):
+    def rows(self, name, table="blends"):
         return {row["sigma"]: row for row in results.read(name, table)}
 
     def test_it_has_a_row_and_weights_for_every_level_of_the_sampler(self, name):
@@ -332,7 +332,7 @@ class TestShipped:
 )
 def test_a_shipped_blend_answers_as_its_row_says(name, level, cache):
     dataset, sigma = data.load(name), diffusion.edm_sigmas(18).tolist()[level]
-    rows = {row["sigma"]: row for row in results.read(name, "blend")}
+    rows = {row["sigma"]: row for row in results.read(name, "blends")}
     row, few = rows[float(f"{sigma:.6g}")], {"digits": 64, "photos": 32}[name]
     blend, network = blends.load(f"{name}/ddpmpp", dataset.source()), f"{name}/ddpmpp"
     z = diffusion.add_noise(to_float(dataset.test[:few]), sigma, FIRST_SEED + level)

@@ -42,7 +42,7 @@ def run(job: Job, clock: Clock) -> None:
     axes.refuse_untuned(job)
     held, made = HeldOut(job), cache(partial(kept, job))
     told = axes.settings(job, held)
-    with job.table("blend", KEY).collected() as table:
+    with job.table("blends", KEY).collected() as table:
         for i in tqdm(list(job.chosen), desc="blends"):
             head = axes.head(job, i, KEY)
             if table.has(head, told):

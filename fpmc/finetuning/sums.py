@@ -7,7 +7,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fpmc.engine.memory import resolve, too_small
-from fpmc.finetuning.fused import Fused, fits
 from fpmc.finetuning.groups import grouped
 from fpmc.finetuning.plain import ROWS, Found, Plain, split, weights
 
@@ -40,6 +39,8 @@ class Sums:
         self.r_view = views[1]
         self.coverage = r.sum(0).expand(self.r_view).flatten()
         self.centre = source.read(slice(0, ROWS), device=device).mean(0).flatten()
+        from fpmc.finetuning.fused import Fused, fits  # numba takes long to import
+
         budget, self.order = resolve(budget), None
         if fits(source, device):
             self.order, groups = grouped(q)
