@@ -5,7 +5,7 @@ import torch
 
 import fpmc
 from fpmc.engine.cpu.compiled import MISSING
-from fpmc.finetuning import step, sums
+from fpmc.finetuning import fused, step
 from fpmc.finetuning.groups import SMALLEST, grouped
 from fpmc.operators import Box
 from tests.helpers import images, relative
@@ -29,7 +29,7 @@ def case(dtype=torch.uint8, n=600):
 def whole(monkeypatch, *arguments, **options):
     """The step with all estimators in one group, in torch alone."""
     with monkeypatch.context() as patch:
-        patch.setattr(sums, "fits", lambda source, device: False)
+        patch.setattr(fused, "fits", lambda source, device: False)
         return step.gradients(*arguments, SIGMA, **options)
 
 
@@ -104,7 +104,7 @@ def test_a_loss_of_what_is_not_finite_is_nan(monkeypatch, compiled, place, bad):
     arguments[place] = arguments[place].clone()
     arguments[place].view(-1)[7] = bad
     if not compiled:
-        monkeypatch.setattr(sums, "fits", lambda source, device: False)
+        monkeypatch.setattr(fused, "fits", lambda source, device: False)
     found = step.gradients(*arguments, SIGMA)
     assert found.loss.isnan()
     assert not found.to_q.isfinite().all()

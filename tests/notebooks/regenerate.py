@@ -1,7 +1,7 @@
-"""Store the code of every chapter, with default parameters, and its text outputs, beside this file.
+"""Store the code of every chapter, with default parameters, and the outputs that tests compare.
 
-The outputs are those of the book's cache; what it lacks is executed. Prose and pictures are left
-out, so that diffs read well and the repository stays small.
+The outputs are those of the book's cache; what it lacks is executed. Prose, pictures and what no
+test compares are left out, so that diffs read well and the repository stays small.
 """
 
 import os
@@ -12,6 +12,8 @@ import nbformat
 from tqdm import tqdm
 
 FOLDER = Path(__file__).parent
+COMPARED = "nbval-check-output"
+"""The tag of cells whose outputs are compared."""
 TEXT = ("text/plain", "text/markdown")
 """What is kept of an output: what a terminal shows, and tables."""
 sys.path.insert(0, str(FOLDER.parents[1] / "book" / "_ext"))
@@ -24,11 +26,12 @@ def stored(chapter: Path) -> Path:
 
 
 def code_alone(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A chapter's code with its text outputs."""
+    """A chapter's code with the text outputs that are compared."""
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for i, cell in enumerate(notebook.cells):
         cell.id = f"cell-{i}"
-        cell.outputs = _text(cell.outputs)
+        compared = COMPARED in cell.metadata.get("tags", [])
+        cell.outputs = _text(cell.outputs) if compared else []
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
     return notebook
 
