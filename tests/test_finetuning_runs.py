@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import lzma
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import fpmc
-from fpmc.finetuning import FineTuned, finetune, load
+from fpmc.finetuning import FineTuned, files, finetune, load
 from fpmc.finetuning.__main__ import main
 from fpmc.finetuning.files import packed, read_level, write_level
 from fpmc.finetuning.images import Tuned
@@ -197,9 +198,11 @@ def test_more_steps_go_on_from_what_was_done(tmp_path):
             tune(collection(), network, 20, out=tmp_path)
     (tmp_path / "sigma-0.6.state").unlink()
     before = (tmp_path / "sigma-0.6.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"holds sigma-0\.6 tuned and no state to go on from"):
-        tune(collection(), network, 20, out=tmp_path)
-    assert (tmp_path / "sigma-0.6.safetensors").read_bytes() == before
+    for name in ("sigma-0.6.safetensors", "sigma-0.6.safetensors.xz"):
+        (tmp_path / "sigma-0.6.safetensors").rename(tmp_path / name)
+        with pytest.raises(ValueError, match=r"holds sigma-0\.6 tuned and no state to go on from"):
+            tune(collection(), network, 20, out=tmp_path)
+        assert (tmp_path / name).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -215,6 +218,28 @@ def test_operators_are_kept(op, tmp_path):
         torch.testing.assert_close(got.dense(), op.dense(), rtol=5e-4, atol=0)
 
 
+def test_compressed_operators_are_the_same_bits_and_have_the_same_digest(tmp_path):
+    plain, small = tmp_path / "plain", tmp_path / "small"
+    op = Dense(matrix(7, PIXELS, 4))
+    for folder in (plain, small):
+        folder.mkdir()
+    for sigma in (0.25, 2.5):
+        name = f"sigma-{sigma}.safetensors"
+        write_level(plain / name, sigma, op, op)
+        (small / f"{name}.xz").write_bytes(lzma.compress((plain / name).read_bytes()))
+        for read in (read_level(plain / name), read_level(small / f"{name}.xz")):
+            assert read[0] == sigma
+            assert all(torch.equal(got.dense(), packed(op, 0).dense()) for got in read[1])
+    assert files.digest(plain) == files.digest(small)
+    z = torch.randn(2, *SOURCE.shape)
+    assert torch.equal(load(plain, SOURCE)(z, 0.3), load(small, SOURCE)(z, 0.3))
+    write_level(tmp_path / "a.safetensors.xz", 0.25, op, op)
+    assert (tmp_path / "a.safetensors.xz").read_bytes().startswith(b"\xfd7zXZ")
+    assert torch.equal(
+        read_level(tmp_path / "a.safetensors.xz")[1][0].dense(), packed(op, 0).dense()
+    )
+
+
 def test_a_cut_leaves_every_pixel_a_response():
     given = Dense(torch.tensor([[1.0, 0.004, 0.0], [0.5, 0.003, 0.01]]).view(2, 1, 3))
     cut = packed(given, 0.1).dense().view(2, 3)
@@ -225,9 +250,18 @@ def test_a_cut_leaves_every_pixel_a_response():
 
 def test_a_broken_file_is_named(tmp_path):
     path = tmp_path / "sigma-1.safetensors"
+    ones = Ones(SOURCE.shape[1:])
+    write_level(path, 1.0, ones, ones)
+    whole = lzma.compress(path.read_bytes())
     path.write_bytes(b"\0" * 40)
     with pytest.raises(ValueError, match=r"sigma-1\.safetensors: no tuned collection"):
         load(tmp_path, SOURCE)
+    path.unlink()
+    path = tmp_path / "sigma-1.safetensors.xz"
+    for content in (whole[:-9], whole[:40] + b"\0" + whole[41:], b"", lzma.compress(b"[]")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"sigma-1\.safetensors\.xz: no tuned collection"):
+            load(tmp_path, SOURCE)
     with pytest.raises(FileNotFoundError, match="no tuned noise levels there"):
         load(tmp_path / "none", SOURCE)
 

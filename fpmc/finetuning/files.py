@@ -2,12 +2,13 @@
 
 An operator of a structure is kept by its name. A matrix is kept as its rows' peaks, float32, a bit
 for each entry that says whether it is there, and those entries as shares of their row's peak,
-float16.
+float16. A file of operators may be compressed, as by ``xz``: its name then ends in .xz.
 """
 
 import csv
 import hashlib
 import json
+import lzma
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fpmc.collection import FPMC
@@ -41,10 +42,13 @@ __all__ = [
 
 FORMAT = "fpmc tuned collection 1"
 
+FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 1, "pb": 1}]
+"""How files are compressed: most of what they hold are numbers of two bytes."""
+
 FOLDER = Path(str(resources.files("fpmc.finetuning"))) / "shipped"
 
 SHIPPED = tuple(
-    sorted({p.parent.relative_to(FOLDER).as_posix() for p in FOLDER.rglob("*.safetensors")})
+    sorted({p.parent.relative_to(FOLDER).as_posix() for p in FOLDER.rglob("*.safetensors*")})
 )
 """The tuned collections that come with the package: dataset/network/method."""
 
@@ -88,20 +92,38 @@ def folder_of(collection: str | os.PathLike) -> Path:
 
 
 def digest(collection: str | os.PathLike) -> str:
-    """Of all levels' operators, the first 8 digits. Arguments and errors as in :func:`load`."""
+    """Of all levels' operators, the first 8 digits, the same if the files are compressed.
+
+    Arguments and errors as in :func:`load`.
+    """
     total = hashlib.sha256()
     for path in _paths(folder_of(collection)):
-        total.update(path.read_bytes())
+        total.update(_content(path))
     return total.hexdigest()[:8]
 
 
 def _paths(folder: Path) -> list[Path]:
     """The files of a folder's noise levels."""
-    paths = sorted(folder.glob("sigma-*.safetensors"))
+    paths = sorted(
+        path for ending in ("", ".xz") for path in folder.glob(f"sigma-*.safetensors{ending}")
+    )
     if not paths:
         known = f", or one of {', '.join(SHIPPED)}" if SHIPPED else ""
         raise FileNotFoundError(f"{folder}: no tuned noise levels there, wanted a folder{known}")
     return paths
+
+
+def _content(path: Path) -> bytes:
+    """What a file holds, once it is no longer compressed.
+
+    Raises:
+        ValueError: If what is compressed is cut short or broken.
+    """
+    content = path.read_bytes()
+    try:
+        return lzma.decompress(content) if path.suffix == ".xz" else content
+    except lzma.LZMAError as error:
+        raise ValueError(f"{path}: no tuned collection can be read from it ({error})") from error
 
 
 def write_level(
@@ -114,7 +136,8 @@ def write_level(
     """Keep Q and R of a noise level, whole or not at all.
 
     Args:
-        path: Where to, a name that ends in .safetensors; an existing file is replaced.
+        path: Where to, a name that ends in .safetensors, or .safetensors.xz to compress it; an
+            existing file is replaced.
         sigma: The noise level.
         queries: Q.
         responses: R.
@@ -132,6 +155,8 @@ def write_level(
             parts = _parts(op.matrix, cut, covering=name == "responses")
             tensors |= {f"{name}.{part}": value for part, value in parts.items()}
     content = safetensors.torch.save(tensors, metadata)
+    if Path(path).suffix == ".xz":
+        content = lzma.compress(content, filters=FILTERS)
     with whole(path) as beside:
         beside.write_bytes(content)
 
@@ -143,11 +168,12 @@ def read_level(path: str | os.PathLike) -> tuple[float, tuple[Operator, Operator
         ValueError: If the file is cut short or is none of these.
     """
     try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"got format {metadata.get('format')!r}, wanted {FORMAT!r}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        content = _content(Path(path))
+        tensors = safetensors.torch.load(content)
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"got format {metadata.get('format')!r}, wanted {FORMAT!r}")
         pair = tuple(
             _operator(json.loads(metadata[name]), tensors, name)
             for name in ("queries", "responses")

@@ -74,7 +74,8 @@ class Saved:
         if self.folder is None:
             return
         if not self.path.exists():
-            if (self.folder / f"{self.name}.safetensors").exists():
+            ends = (".safetensors", ".safetensors.xz")
+            if any((self.folder / f"{self.name}{end}").exists() for end in ends):
                 raise ValueError(
                     f"out: {self.folder} holds {self.name} tuned and no state to go on from; "
                     "nothing was changed, name another folder"
