@@ -56,6 +56,7 @@ STORED = {
         "samples": 200,
         "fewer": {"lukoianov": 48, "blend": 64},
         "sources": {"els": 500},
+        "joined": ("horizontal flips",),
     },
     "photos32": {"map_images": 2},
     "fashion": {"points": 16, "search_points": 8, "samples": 16, "map_images": 8},
