@@ -23,6 +23,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fpmc.checks import kind
 from fpmc.collection import FPMC
 from fpmc.operators import Box, Dense, Identity, Ones, Operator
 from fpmc.source import Source, as_source
@@ -69,7 +70,7 @@ def load(collection: str | os.PathLike, source: Source, *, budget: int | None = 
 
     Raises:
         FileNotFoundError: If there is no such folder, or no tuned level in it.
-        TypeError: If the source is none.
+        TypeError: If the source is none, or the collection neither a name nor a path.
         ValueError: If a file cannot be read, or is for images of another shape.
     """
     source = as_source(source)
@@ -88,6 +89,8 @@ def load(collection: str | os.PathLike, source: Source, *, budget: int | None = 
 
 def folder_of(collection: str | os.PathLike) -> Path:
     """Where a tuned collection lies: the folder itself, or that of a name in :data:`SHIPPED`."""
+    if not isinstance(collection, str | os.PathLike):
+        raise TypeError(f"collection: got {kind(collection)}, wanted a name or a path")
     return FOLDER / collection if collection in SHIPPED else Path(collection).expanduser()
 
 
