@@ -240,6 +240,26 @@ def test_compressed_operators_are_the_same_bits_and_have_the_same_digest(tmp_pat
     )
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float64])
+def test_the_default_type_changes_nothing(kind, tmp_path):
+    """Sources that are read by compiled passes (uint8), and others."""
+    pixels = (SOURCE.images * 127.5 + 127.5).round().to(torch.uint8)
+    source = fpmc.Source(pixels if kind == torch.uint8 else SOURCE.images.double())
+    given, (network, _) = fpmc.methods.pspc_square(source, 3), target()
+    z, errors, answers = HELD_OUT[:2].clone(), [], []
+    network = network.with_precision("float32")
+    for default in (torch.float32, torch.float64):
+        torch.set_default_dtype(default)
+        try:
+            found = tune(given, network, 3, out=tmp_path / str(default), subset=60)
+            errors.append([row["validation"] for row in found.history])
+            answers.append(load(tmp_path / str(default), source)(z, SIGMA))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert errors[0] == errors[1]
+    assert torch.equal(*answers)
+
+
 def test_a_cut_leaves_every_pixel_a_response():
     given = Dense(torch.tensor([[1.0, 0.004, 0.0], [0.5, 0.003, 0.01]]).view(2, 1, 3))
     cut = packed(given, 0.1).dense().view(2, 3)

@@ -182,7 +182,11 @@ def digest(blend: str | os.PathLike) -> str:
 
 
 def folder_of(blend: str | os.PathLike) -> Path:
-    """Where a blend lies: the folder itself, or that of a name in :data:`SHIPPED`."""
+    """Where a blend lies: the folder itself, or that of a name in :data:`SHIPPED`.
+
+    Raises:
+        TypeError: If it is neither a name nor a path.
+    """
     if not isinstance(blend, str | os.PathLike):
         raise TypeError(f"blend: got {kind(blend)}, wanted a name or a path")
     return FOLDER / blend if blend in SHIPPED else Path(blend).expanduser()

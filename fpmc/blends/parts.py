@@ -72,6 +72,10 @@ class Fitted(DropIn):
         self._source, self._rank, self._cache = source, rank, cache
         self._how = {"p": p, "m": m, "steps": steps, "seed": seed}
 
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name} = {value}" for name, value in self._how.items())
+        return f"Fitted({self._source!r}, {told}, rank = {self._rank})"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """The images' (c, h, w)."""

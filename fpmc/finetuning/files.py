@@ -88,7 +88,11 @@ def load(collection: str | os.PathLike, source: Source, *, budget: int | None = 
 
 
 def folder_of(collection: str | os.PathLike) -> Path:
-    """Where a tuned collection lies: the folder itself, or that of a name in :data:`SHIPPED`."""
+    """Where a tuned collection lies: the folder itself, or that of a name in :data:`SHIPPED`.
+
+    Raises:
+        TypeError: If it is neither a name nor a path.
+    """
     if not isinstance(collection, str | os.PathLike):
         raise TypeError(f"collection: got {kind(collection)}, wanted a name or a path")
     return FOLDER / collection if collection in SHIPPED else Path(collection).expanduser()
@@ -226,7 +230,7 @@ def _operator(described: Mapping[str, Any], tensors: Mapping[str, Tensor], name:
     peaks, there, values = (tensors[f"{name}.{part}"] for part in ("peaks", "there", "values"))
     count = described["k"] * math.prod(shape)
     use = torch.from_numpy(np.unpackbits(there.numpy(), count=count)).bool()
-    matrix = torch.zeros(count)
+    matrix = torch.zeros(count, dtype=torch.float32)
     matrix[use] = values.float()
     return Dense((matrix.view(described["k"], -1) * peaks.unsqueeze(1)).view(-1, *shape))
 

@@ -84,7 +84,7 @@ def noisy(
     x: Float[Tensor, "b c h w"], sigma: float, generator: torch.Generator, device: torch.device
 ) -> Float[Tensor, "b c h w"]:
     """Noisy images z ~ N(x, σ² I) on a device, with noise that is the same for every device."""
-    noise = torch.randn(x.shape, generator=generator)
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float32)
     return x.to(device) + sigma * noise.to(device)
 
 
