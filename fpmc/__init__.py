@@ -66,8 +66,11 @@ __all__ = [
 ]
 
 
+LATER = ("kernels", "plotting", "results", "widths")
+"""Modules that are imported when they are asked for, as Matplotlib with one of them."""
+
+
 def __getattr__(name: str) -> ModuleType:
-    """:mod:`fpmc.plotting`, whose Matplotlib is imported when it is asked for."""
-    if name != "plotting":
+    if name not in LATER:
         raise AttributeError(f"module 'fpmc' has no attribute {name!r}")
-    return import_module("fpmc.plotting")
+    return import_module(f"fpmc.{name}")

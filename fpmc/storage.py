@@ -56,8 +56,19 @@ def reason(error: Exception) -> str:
 
 
 def home(root: str | os.PathLike | None = None) -> Path:
-    """The folder for data and downloads: root, or the variable FPMC_DATA, or ``~/.cache/fpmc``."""
-    return Path(root or os.environ.get("FPMC_DATA") or "~/.cache/fpmc").expanduser()
+    """The folder for data and downloads: root, or the variable FPMC_DATA, or ``~/.cache/fpmc``.
+
+    Raises:
+        ValueError: If it starts with ~ and nobody knows where that is.
+    """
+    folder = Path(root or os.environ.get("FPMC_DATA") or "~/.cache/fpmc")
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"FPMC_DATA: got none, and {str(folder)!r} is nowhere ({error}), wanted a folder for "
+            "data and downloads in that variable"
+        ) from error
 
 
 def try_writing(folder: Path, name: str) -> None:
@@ -96,11 +107,15 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def named(path: str | os.PathLike) -> Iterator[None]:
-    """Errors of the system in this block name this file, as that of a full disk does not."""
+    """Errors of the system in this block name this file, as that of a full disk does not.
+
+    Those of what is written beside it do, too.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        beside = str(error.filename or "").startswith(f"{path}.")
+        if (error.filename is None or beside) and error.errno is not None:
             error.filename = str(path)
         raise
 

@@ -61,6 +61,9 @@ class Wide(DropIn):
         keys = Latest(self._keys)
         self._keyed = FPMC(whole, whole, source, features=keys, budget=budget)
 
+    def __repr__(self) -> str:
+        return f"Wide({self._keyed!r})"
+
     def _keys(self, sigma: float):
         return self.gaussian.whitening(self._share(sigma))(sigma)
 

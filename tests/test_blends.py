@@ -3,7 +3,9 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import fpmc
@@ -162,6 +164,34 @@ class TestFiles:
         with pytest.raises(ValueError, match="denoisers: got 'x', wanted some of optimal, Wiener"):
             blends.load(tmp_path, SOURCE, denoisers={"x": parts["optimal"]})
 
+    def test_each_mixture_has_a_file_of_its_own(self, parts, tmp_path):
+        """Whatever their names, and beside the blend's own file."""
+        mixture = parts["mixture, p = 3"]
+        other = mixtures.fit(SOURCE, 2, 1, steps=1)
+        for names in (("p, 3", "p 3"), ("é", "ü"), ("M", "m"), ("a", "blend")):
+            held = dict(zip(names, (mixture, other), strict=True))
+            blend = Blend(held, {1.0: dict.fromkeys(names, 0.5)})
+            folder = tmp_path / names[0]
+            blends.save(blend, folder)
+            assert len({path.name.lower() for path in folder.glob("*.safetensors")}) == 3
+            read = blends.load(folder, SOURCE)
+            for name in names:
+                assert relative(read.denoisers[name](Z, 1.0), held[name](Z, 1.0)) < 2e-3
+
+    @pytest.mark.usefixtures("as_users_do")
+    def test_nothing_is_written_if_the_card_cannot_be(self, kept, tmp_path):
+        folder = tmp_path / "new"
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            blends.save(kept, folder, RECIPES, {"a": X})
+        assert not folder.exists()
+        with pytest.raises(TypeError, match="blend: got int, wanted a Blend"):
+            blends.save(3, folder)
+
+    def test_the_home_folder_is_found(self, kept, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        blends.save(kept, "~/mine", RECIPES)
+        assert blends.load(tmp_path / "mine", SOURCE).weights == kept.weights
+
     @pytest.mark.usefixtures("as_users_do")
     def test_other_images_and_broken_files_are_refused(self, kept, tmp_path):
         with pytest.raises(ValueError, match=r"source: got images of shape \(1, 5, 5\), wanted"):
@@ -182,10 +212,20 @@ class TestFiles:
         with pytest.raises(ValueError, match="got format None, wanted 'fpmc blend 1'"):
             blends.load(tmp_path, SOURCE)
 
+    @pytest.mark.usefixtures("as_users_do")
     def test_a_recipe_of_no_kind_is_refused(self, kept, tmp_path):
-        for wrong in ({"Wiener": {"kind": "magic"}}, {"none": {"kind": "wiener"}}):
+        for wrong in (
+            {"Wiener": {"kind": "magic"}},
+            {"none": {"kind": "wiener"}},
+            {"wide": "wide"},
+        ):
             with pytest.raises(ValueError, match="recipes: got"):
                 blends.save(kept, tmp_path, wrong)
+        blends.save(kept, tmp_path, {"wide": {"kind": "wide"}, "Wiener": {"kind": "wiener"}})
+        with pytest.raises(ValueError, match="its recipe for 'wide' lacks something"):
+            blends.load(tmp_path, SOURCE)
+        with pytest.raises(TypeError, match="blend: got int, wanted a name or a path"):
+            blends.load(3, SOURCE)
 
 
 HOW = {"p": 3, "m": 2, "steps": 1, "seed": 4}
@@ -221,6 +261,28 @@ class TestFitted:
             Fitted(one[0], **(HOW | one[1]), cache=tmp_path)(Z, 0.5)
         assert len(list((tmp_path / "mixtures").iterdir())) == 2
 
+    def test_a_file_whose_values_are_not_finite_is_fitted_again(self, tmp_path):
+        answer = Fitted(SOURCE, **HOW, cache=tmp_path)(Z, 0.5)
+        (path,) = (tmp_path / "mixtures").iterdir()
+        content = safetensors.torch.load(path.read_bytes())
+        for name in ("values", "scales", "means", "rest"):
+            path.write_bytes(safetensors.torch.save(content | {name: content[name] * torch.nan}))
+            assert torch.equal(Fitted(SOURCE, **HOW, cache=tmp_path)(Z, 0.5), answer)
+
+    @pytest.mark.usefixtures("as_users_do")
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ({"p": 7}, "p: got 7, wanted between 1 and 6"),
+            ({"m": 0}, "m: got 0"),
+            ({"steps": -1}, "steps: got -1"),
+            ({"rank": 10}, "rank: got 10, wanted between 1 and 9"),
+        ],
+    )
+    def test_a_number_out_of_range_is_an_error_before_anybody_asks(self, change, told, tmp_path):
+        with pytest.raises(ValueError, match=told):
+            Fitted(SOURCE, **(HOW | change), cache=tmp_path)
+
     @pytest.mark.parametrize("content", [b"", b"half of a file"])
     def test_a_broken_file_is_fitted_again(self, tmp_path, content):
         answer = Fitted(SOURCE, **HOW, cache=tmp_path)(Z, 0.5)
@@ -238,8 +300,13 @@ class TestFitted:
             (tmp_path / "mixtures").write_text("")
         else:
             (tmp_path / "mixtures").symlink_to("/proc/self")
-        with pytest.raises((OSError, ValueError), match="mixtures"):
-            Fitted(SOURCE, **HOW, cache=tmp_path)(Z, 0.5)
+        with pytest.raises(
+            ValueError, match=r"cache: got '.*mixtures', wanted a folder that can be"
+        ):
+            Fitted(SOURCE, **HOW, cache=str(tmp_path))(Z, 0.5)
+        monkeypatch.setenv("FPMC_DATA", str(tmp_path))
+        with pytest.raises(ValueError, match=r"FPMC_DATA: got '.*mixtures', wanted a folder"):
+            Fitted(SOURCE, **HOW)(Z, 0.5)
 
 
 class Shapeless:
@@ -259,6 +326,9 @@ class Shapeless:
         (None, {1.0: {"a": float("nan")}}, "weights at sigma = 1: got nan for 'a'"),
         (None, {1.0: {"a": "1"}}, "weights at sigma = 1: got str for 'a', wanted a number"),
         (None, {1.0: {"a": 0.0}}, "weights at sigma = 1: got zeros alone"),
+        (None, {1.0: [1.0]}, r"weights at sigma = 1: got list, wanted \{name: number\}"),
+        (None, [1.0], r"weights: got list, wanted \{sigma: \{name: number\}\}"),
+        ([1], {1.0: {"a": 1.0}}, r"denoisers: got list, wanted \{name: denoiser\}"),
         ("two", {1.0: {"a": 1.0}}, "denoisers: got images of shapes"),
     ],
 )
@@ -282,12 +352,28 @@ def test_bad_arguments_get_one_error(parts, denoisers, weights, told):
         ({"least": 2.0}, "least: got 2.0"),
         ({"batch": 0}, "batch: got 0"),
         ({"denoisers": {}}, "denoisers: got none"),
+        ({"sigmas": 1.0}, "sigmas: got 1.0, wanted a sequence"),
+        ({"network": "digits/ddpmpp"}, "network: got str, wanted a denoiser"),
+        ({"network": lambda z, sigma: z / 0}, "network: gave NaN or infinite values at sigma = 1"),
+        ({"network": lambda z, sigma: z[:1, :, 1:]}, r"network: gave shape \(1, 1, 5, 6\)"),
+        ({"images": X[:2, :, 1:]}, r"images: got shape \(2, 1, 5, 6\), wanted \(n, 1, 6, 6\)"),
     ],
 )
+@pytest.mark.usefixtures("as_users_do")
 def test_bad_arguments_of_a_fit_get_one_error(parts, change, told):
     given = {"denoisers": parts, "network": parts["Wiener"], "images": X[:2], "sigmas": [1.0]}
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises((TypeError, ValueError), match=told):
         blends.fit(**(given | change))
+
+
+@pytest.mark.usefixtures("as_users_do")
+def test_weights_and_levels_may_be_numpy_s(parts):
+    wanted = Blend(parts, {0.5: {"Wiener": 0.25}})
+    for number in (np.float32, np.float64):
+        assert Blend(parts, {number(0.5): {"Wiener": number(0.25)}}).weights == wanted.weights
+    levels = (np.array(LEVELS), torch.tensor(LEVELS), (s for s in LEVELS))
+    found = [blends.fit(parts, parts["Wiener"], X[:4].numpy(), s).weights for s in levels]
+    assert found[0] == found[1] == found[2]
 
 
 def test_a_width_that_is_given_by_level_is_that_of_the_nearest():

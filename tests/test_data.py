@@ -251,6 +251,16 @@ def test_cifar10_comes_from_zips_below_root(tmp_path, monkeypatch):
     assert load("cifar10").test.shape == (5, 3, 32, 32)
 
 
+def test_a_home_folder_that_nobody_knows_is_told(monkeypatch):
+    def unknown(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("FPMC_DATA", raising=False)
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    with pytest.raises(ValueError, match=r"FPMC_DATA: got none, and '~/\.cache/fpmc' is nowhere"):
+        load("cifar10")
+
+
 def test_cifar10_without_a_working_torchvision_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
     with pytest.raises(ImportError, match=r"pip install torch torchvision .*or put cifar10-train"):

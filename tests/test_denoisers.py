@@ -293,7 +293,8 @@ def test_a_plan_is_refused_for_operators_that_a_call_refuses(queries, responses,
         fpmc.FPMC(queries, responses, source)(images(1, SHAPE, 1), 1.0)
 
 
-def test_plotting_is_an_attribute_of_the_package():
-    assert fpmc.plotting.__name__ == "fpmc.plotting"
+def test_modules_that_are_imported_later_are_attributes_of_the_package():
+    for name in ("kernels", "plotting", "results", "widths"):
+        assert getattr(fpmc, name).__name__ == f"fpmc.{name}"
     with pytest.raises(AttributeError, match="module 'fpmc' has no attribute 'plots'"):
         _ = fpmc.plots

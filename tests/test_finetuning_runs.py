@@ -18,7 +18,7 @@ import fpmc
 from fpmc.finetuning import FineTuned, files, finetune, load
 from fpmc.finetuning.__main__ import main
 from fpmc.finetuning.files import packed, read_level, write_level
-from fpmc.finetuning.images import Tuned
+from fpmc.finetuning.images import Tuned, see_some_left
 from fpmc.finetuning.outcome import HeldOut
 from fpmc.operators import Box, Dense, Identity, Ones
 from tests.helpers import images, matrix, relative
@@ -240,6 +240,26 @@ def test_compressed_operators_are_the_same_bits_and_have_the_same_digest(tmp_pat
     )
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float64])
+def test_the_default_type_changes_nothing(kind, tmp_path):
+    """Sources that are read by compiled passes (uint8), and others."""
+    pixels = (SOURCE.images * 127.5 + 127.5).round().to(torch.uint8)
+    source = fpmc.Source(pixels if kind == torch.uint8 else SOURCE.images.double())
+    given, (network, _) = fpmc.methods.pspc_square(source, 3), target()
+    z, errors, answers = HELD_OUT[:2].clone(), [], []
+    network = network.with_precision("float32")
+    for default in (torch.float32, torch.float64):
+        torch.set_default_dtype(default)
+        try:
+            found = tune(given, network, 3, out=tmp_path / str(default), subset=60)
+            errors.append([row["validation"] for row in found.history])
+            answers.append(load(tmp_path / str(default), source)(z, SIGMA))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert errors[0] == errors[1]
+    assert torch.equal(*answers)
+
+
 def test_a_cut_leaves_every_pixel_a_response():
     given = Dense(torch.tensor([[1.0, 0.004, 0.0], [0.5, 0.003, 0.01]]).view(2, 1, 3))
     cut = packed(given, 0.1).dense().view(2, 3)
@@ -273,6 +293,8 @@ def test_bad_input_is_named():
         ({"validation": SOURCE.images[:3]}, "validation: got 3 images that are in images too"),
         ({"test": HELD_OUT[:2]}, "test: got 2 images that are in validation too"),
         ({"validation": HELD_OUT[:, :, 1:]}, r"validation: got shape \(40, 1, 3, 4\)"),
+        ({"batch": 80}, "batch: got 80, wanted fewer: a step leaves its images and their copies"),
+        ({"batch": 79, "subset": 1}, r"source, and none is left of its 80 images, of which 1 were"),
         ({"subset": 81}, "subset: got 81, wanted at most the source's 80"),
         ({"rate": 0}, "rate: got 0"),
         ({"learn": "x"}, "learn: got 'x'"),
@@ -283,11 +305,25 @@ def test_bad_input_is_named():
             tune(collection(), network, **options)
     with pytest.raises(TypeError, match=r"denoiser: got Gaussian, wanted an fpmc\.FPMC"):
         tune(fpmc.methods.wiener(SOURCE), network)
+    with pytest.raises(TypeError, match="network: got str, wanted a denoiser"):
+        tune(collection(), "digits/ddpmpp")
+    with pytest.raises(TypeError, match="collection: got int, wanted a name or a path"):
+        load(3, SOURCE)
     with pytest.raises(ValueError, match=r"network: gave shape \(40, 1, 2, 4\)"):
         tune(collection(), lambda z, sigma: z[:, :, 1:3])
     photos = fpmc.networks.load("photos/ddpmpp")
     with pytest.raises(ValueError, match=r"network: got one for images of \(3, 16, 16\)"):
         tune(collection(), photos)
+
+
+def test_a_batch_may_be_all_but_one_image_of_those_that_have_weight():
+    source, most = SOURCE.without(range(4, 80)), torch.arange(3)
+    for only in (None, torch.tensor([0, 3])):
+        see_some_left(source, most, only, 3)
+        with pytest.raises(ValueError, match="batch: got 4, wanted fewer"):
+            see_some_left(source, torch.arange(4), only, 4)
+    with pytest.raises(ValueError, match="of its 80 images, of which 3 were drawn"):
+        see_some_left(source, most, torch.tensor([0, 4, 79]), 3)
 
 
 def test_a_full_disk_is_a_line_and_leaves_no_part(tmp_path, monkeypatch):

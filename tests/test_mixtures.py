@@ -140,6 +140,7 @@ class TestFewDirections:
         mixtures.write(path, read)
         assert relative(mixtures.read(path)(Z, 0.5), read(Z, 0.5)) < 1e-3
 
+    @pytest.mark.usefixtures("as_users_do")
     def test_what_is_no_mixture_is_refused(self, tmp_path):
         path = tmp_path / "mixture.safetensors"
         path.write_bytes(b"nothing")
@@ -147,13 +148,24 @@ class TestFewDirections:
             mixtures.read(path)
         with pytest.raises(FileNotFoundError):
             mixtures.read(tmp_path / "none.safetensors")
+        with pytest.raises(IsADirectoryError, match=tmp_path.name):
+            mixtures.read(tmp_path)
+        with pytest.raises(TypeError, match="mixture: got int, wanted a Mixture"):
+            mixtures.write(path, 3)
+        with pytest.raises(FileNotFoundError) as told:
+            mixtures.write(tmp_path / "none" / "a.safetensors", self.MIXTURE)
+        assert told.value.filename == str(tmp_path / "none" / "a.safetensors"), "not what is beside"
 
     @pytest.mark.parametrize(
         ("change", "told"),
         [
             ({"rest": torch.zeros(3)}, "values: got shape"),
             ({"values": torch.zeros(4, 7)}, "values: got shape"),
-            ({"values": -torch.ones(4, 6)}, "values: got negative ones"),
+            ({"values": -torch.ones(4, 6)}, "values: got negative"),
+            ({"values": torch.full((4, 6), torch.nan)}, "values: got negative, NaN or"),
+            ({"rest": torch.full((4,), torch.inf)}, "rest: got negative, NaN or infinite"),
+            ({"rest": torch.full((4,), torch.nan)}, "rest: got negative, NaN or infinite"),
+            ({"vectors": torch.full((4, 18, 6), torch.nan)}, "vectors: got NaN"),
             ({"weights": torch.zeros(4)}, "weights: got"),
         ],
     )

@@ -274,10 +274,14 @@ class TestFiles:
         with pytest.raises(FileNotFoundError):
             sensitivity.load("missing.npz")
 
-    @pytest.mark.parametrize("suffix", ["npy", "npz"])
-    def test_maps_as_the_authors_keep_them_say_what_to_divide_by(self, tmp_path, suffix):
-        theirs, path = np.random.default_rng(0).random((2, 4, 4, 4, 4)), tmp_path / f"a.{suffix}"
-        (np.save if suffix == "npy" else np.savez)(path, theirs)
+    @pytest.mark.parametrize("key", [None, "arr_0", "maps"])
+    def test_maps_as_the_authors_keep_them_say_what_to_divide_by(self, tmp_path, key):
+        theirs, path = np.random.default_rng(0).random((2, 4, 4, 4, 4)), tmp_path / "a.npy"
+        if key is None:
+            np.save(path, theirs)
+        else:
+            path = tmp_path / "a.npz"
+            np.savez(path, **{key: theirs})
         for reader in (sensitivity.load, sensitivity.read, sensitivity.averaged_over):
             with pytest.raises(ValueError, match=r"\(2, 4, 4, 4, 4\): .*divide each by its sum"):
                 reader(path)

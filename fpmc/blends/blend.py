@@ -8,6 +8,7 @@ least squares on the network's answers to noisy images.
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fpmc import diffusion
-from fpmc.checks import as_fraction, as_noise_level, as_whole_number, kind
+from fpmc.checks import as_answer, as_fraction, as_noise_level, as_whole_number, kind
 from fpmc.denoiser import DropIn
 from fpmc.levels import nearest_level
 from fpmc.modes import without_autograd
@@ -38,7 +39,8 @@ class Blend(DropIn):
             nearest on a logarithmic scale answers.
 
     Raises:
-        TypeError: If a denoiser cannot be called or has no shape, or a weight is no number.
+        TypeError: If denoisers or weights are no mappings, a denoiser cannot be called or has no
+            shape, or a weight is no number.
         ValueError: If there is no denoiser or no level, their shapes differ, a name is of none of
             them, a weight is NaN or infinite, or all of a level are 0.
     """
@@ -48,12 +50,8 @@ class Blend(DropIn):
         denoisers: Mapping[str, diffusion.Denoiser],
         weights: Mapping[float, Mapping[str, float]],
     ):
-        _refuse_none(denoisers)
-        for name, one in denoisers.items():
-            if not callable(one) or not hasattr(one, "shape"):
-                raise TypeError(
-                    f"denoisers: got {kind(one)} as {name!r}, wanted a denoiser with a shape"
-                )
+        _check(denoisers)
+        _refuse_others(weights, "weights", "{sigma: {name: number}}")
         shapes = {name: tuple(one.shape) for name, one in denoisers.items()}
         self._shape, *others = set(shapes.values())
         if others:
@@ -67,12 +65,13 @@ class Blend(DropIn):
 
     def _checked(self, weights: Mapping[str, float], sigma: float) -> dict[str, float]:
         """The weights of a level that are not 0, in the denoisers' order."""
-        told = f"weights at sigma = {sigma:.6g}"
+        told = f"weights at sigma = {float(sigma):.6g}"
+        _refuse_others(weights, told, "{name: number}")
         if unknown := [name for name in weights if name not in self.denoisers]:
             known = ", ".join(map(repr, self.denoisers))
             raise ValueError(f"{told}: got one of {unknown[0]!r}, wanted those of {known}")
         for name, value in weights.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"{told}: got {kind(value)} for {name!r}, wanted a number")
             if not math.isfinite(value):
                 raise ValueError(f"{told}: got {value} for {name!r}, wanted a finite number")
@@ -104,9 +103,20 @@ class Blend(DropIn):
         self.denoisers = {name: one.to(device) for name, one in self.denoisers.items()}
 
 
-def _refuse_none(denoisers: Mapping[str, diffusion.Denoiser]) -> None:
+def _refuse_others(value: Mapping, name: str, wanted: str) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: got {kind(value)}, wanted {wanted}")
+
+
+def _check(denoisers: Mapping[str, diffusion.Denoiser]) -> None:
+    _refuse_others(denoisers, "denoisers", "{name: denoiser}")
     if not denoisers:
         raise ValueError("denoisers: got none, wanted at least one")
+    for name, one in denoisers.items():
+        if not callable(one) or not hasattr(one, "shape"):
+            raise TypeError(
+                f"denoisers: got {kind(one)} as {name!r}, wanted a denoiser with a shape"
+            )
 
 
 @without_autograd
@@ -141,25 +151,49 @@ def fit(
         progress: Whether to show a bar.
 
     Raises:
-        TypeError: As :class:`Blend`.
-        ValueError: As :class:`Blend`; if there are no images or levels, or a share is none.
+        TypeError: As :class:`Blend`; if the network cannot be called, or the levels are no
+            sequence of numbers.
+        ValueError: As :class:`Blend`; if there are no images or levels, a share is none, the images
+            have another shape, or an answer has, or is not finite.
     """
     noise, least = own_stream("blend", seed, generator), as_fraction(least, "least")
     x = Source(images).read(slice(None), torch.float32)
     batch = as_whole_number(batch, "batch", 1)
-    _refuse_none(denoisers)
-    if not len(sigmas):
-        raise ValueError("sigmas: got none, wanted at least one")
+    _check(denoisers)
+    if not callable(network):
+        raise TypeError(f"network: got {kind(network)}, wanted a denoiser")
+    shape = tuple(next(iter(denoisers.values())).shape)
+    if tuple(x.shape[1:]) != shape:
+        raise ValueError(
+            f"images: got shape {tuple(x.shape)}, wanted (n, {', '.join(map(str, shape))})"
+        )
     weights = {}
-    for sigma in tqdm(sigmas, desc="blend", disable=not progress):
-        z = diffusion.add_noise(x, as_noise_level(sigma, "sigmas"), noise)
+    for sigma in tqdm(_levels(sigmas), desc="blend", disable=not progress):
+        z = diffusion.add_noise(x, sigma, noise)
         *columns, target = (
-            torch.cat([one(part, sigma) for part in z.split(batch)]).flatten()
-            for one in (*denoisers.values(), network)
+            torch.cat([_finite(one, part, sigma, name) for part in z.split(batch)]).flatten()
+            for name, one in (*denoisers.items(), ("network", network))
         )
         found = nonnegative(torch.stack(columns, 1), target, least)
-        weights[float(sigma)] = dict(zip(denoisers, found.tolist(), strict=True))
+        weights[sigma] = dict(zip(denoisers, found.tolist(), strict=True))
     return Blend(denoisers, weights)
+
+
+def _levels(sigmas: Sequence[float]) -> list[float]:
+    try:
+        levels = [as_noise_level(sigma, "sigmas") for sigma in sigmas]
+    except TypeError as error:
+        raise TypeError(f"sigmas: got {sigmas!r}, wanted a sequence of noise levels") from error
+    if not levels:
+        raise ValueError("sigmas: got none, wanted at least one")
+    return levels
+
+
+def _finite(one: diffusion.Denoiser, z: Tensor, sigma: float, name: str) -> Tensor:
+    answer = as_answer(one(z, sigma), z, name)
+    if not answer.isfinite().all():
+        raise ValueError(f"{name}: gave NaN or infinite values at sigma = {sigma:.6g}")
+    return answer
 
 
 def nonnegative(

@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import resources
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from fpmc import mixtures
 from fpmc.blends.blend import Blend
 from fpmc.blends.parts import KINDS, Recipe, make
+from fpmc.checks import kind
 from fpmc.diffusion import Denoiser
 from fpmc.source import Source, as_source
 from fpmc.storage import whole
@@ -52,9 +54,9 @@ def load(
 
     Raises:
         FileNotFoundError: If there is no such folder, or no blend in it.
-        TypeError: If the source is none.
-        ValueError: If a file cannot be read, or is for images of another shape; if a denoiser is
-            missing, or one is given that has no part in it.
+        TypeError: If the source is none, or the blend neither a name nor a path.
+        ValueError: If a file cannot be read, is for images of another shape, or has a recipe that
+            lacks something; if a denoiser is missing, or one is given that has no part in it.
     """
     source, folder, given = as_source(source), folder_of(blend), dict(denoisers or {})
     shape, recipes, weights = _read(folder)
@@ -71,10 +73,19 @@ def load(
                 "hold it"
             )
     made = {
-        name: given.get(name) or make(recipe, source, folder, budget)
+        name: given[name] if name in given else _made(name, recipe, source, folder, budget)
         for name, recipe in recipes.items()
     }
     return Blend(made, weights)
+
+
+def _made(name: str, recipe: Recipe, source: Source, folder: Path, budget: int | None) -> Denoiser:
+    try:
+        return make(recipe, source, folder, budget)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / FILE}: its recipe for {name!r} lacks something or has too much ({error})"
+        ) from error
 
 
 def save(
@@ -89,7 +100,7 @@ def save(
 
     Args:
         blend: The blend.
-        folder: Where to; files of the same names are replaced.
+        folder: Where to; made if it is not there, and files of the same names are replaced.
         recipes: {name: recipe} of parts that are made of a source, see
             :data:`fpmc.blends.parts.KINDS`. A mixture without one is kept itself, in a file. Any
             other part without one is to be given to :func:`load`.
@@ -97,24 +108,29 @@ def save(
 
     Raises:
         OSError: If it cannot be written.
+        TypeError: If it is no blend, or JSON cannot hold the card or a recipe.
         ValueError: If there is a recipe of a part that is none, or of an unknown kind.
     """
-    folder, recipes = Path(folder), dict(recipes or {})
+    if not isinstance(blend, Blend):
+        raise TypeError(f"blend: got {kind(blend)}, wanted a Blend")
+    folder, recipes = Path(folder).expanduser(), dict(recipes or {})
     for name, recipe in recipes.items():
-        if name not in blend.denoisers or recipe.get("kind") not in KINDS:
+        if (
+            name not in blend.denoisers
+            or not isinstance(recipe, Mapping)
+            or recipe.get("kind") not in KINDS
+        ):
             raise ValueError(
                 f"recipes: got {recipe!r} for {name!r}, wanted one of a part, with a kind of "
                 f"{', '.join(KINDS)}"
             )
-    folder.mkdir(parents=True, exist_ok=True)
     used = [name for name in blend.denoisers if any(name in at for at in blend.weights.values())]
-    told = {}
+    told, held = {}, {}
     for name in used:
         one = blend.denoisers[name]
         if name not in recipes and isinstance(one, mixtures.Mixture):
-            stem = re.sub(r"[^A-Za-z0-9]+", "-", name)
-            told[name] = {"kind": "mixture", "file": f"{stem}.safetensors"}
-            mixtures.write(folder / told[name]["file"], one)
+            file = _file(name, {FILE, *held})
+            told[name], held[file] = {"kind": "mixture", "file": file}, one
         else:
             told[name] = dict(recipes.get(name, {"kind": "given"}))
     levels = sorted(blend.weights)
@@ -122,10 +138,22 @@ def save(
     tensors = {name: torch.tensor(a, dtype=torch.float64) for name, a in
                (("sigmas", levels), ("weights", rows))}  # fmt: skip
     about = {"format": FORMAT, "shape": json.dumps(blend.shape), "parts": json.dumps(told)}
+    text = json.dumps(card or {}, indent=1) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, mixture in held.items():
+        mixtures.write(folder / file, mixture)
     with whole(folder / "card.json") as beside:
-        beside.write_text(json.dumps(card or {}, indent=1) + "\n", encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
     with whole(folder / FILE) as beside:
         beside.write_bytes(safetensors.torch.save(tensors, about))
+
+
+def _file(name: str, taken: Collection[str]) -> str:
+    """A name for a part's file, another one than these even where case does not tell them apart."""
+    stem, taken = re.sub(r"[^A-Za-z0-9]+", "-", name), {file.lower() for file in taken}
+    ends = chain([""], (f"-{i}" for i in count(2)))
+    numbered = (f"{stem}{end}.safetensors" for end in ends)
+    return next(file for file in numbered if file.lower() not in taken)
 
 
 def card(blend: str | os.PathLike) -> dict[str, Any]:
@@ -154,7 +182,13 @@ def digest(blend: str | os.PathLike) -> str:
 
 
 def folder_of(blend: str | os.PathLike) -> Path:
-    """Where a blend lies: the folder itself, or that of a name in :data:`SHIPPED`."""
+    """Where a blend lies: the folder itself, or that of a name in :data:`SHIPPED`.
+
+    Raises:
+        TypeError: If it is neither a name nor a path.
+    """
+    if not isinstance(blend, str | os.PathLike):
+        raise TypeError(f"blend: got {kind(blend)}, wanted a name or a path")
     return FOLDER / blend if blend in SHIPPED else Path(blend).expanduser()
 
 

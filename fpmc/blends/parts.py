@@ -6,6 +6,7 @@ the folder for downloads for the next time. It answers as it was kept, the first
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fpmc import finetuning, methods, mixtures, sensitivity
+from fpmc.checks import as_whole_number
 from fpmc.data.fingerprint import fingerprint
 from fpmc.denoiser import DropIn
 from fpmc.diffusion import Denoiser
@@ -41,11 +43,13 @@ class Fitted(DropIn):
         steps: Of the fit, as :func:`fpmc.mixtures.fit` has them.
         seed: Of the fit.
         rank: Directions of each covariance that are kept; all if None.
-        cache: The folder of what was fitted; that of downloads, ``~/.cache/fpmc``, if left out.
+        cache: The folder of what was fitted; that of downloads, ``~/.cache/fpmc`` or FPMC_DATA, if
+            left out.
 
     Raises:
-        OSError: When it is first asked, before the fit, if the folder cannot be made.
-        ValueError: Likewise, if it cannot be written to.
+        TypeError: If p, m, steps or rank is no whole number.
+        ValueError: If one is out of range; when it is first asked, before the fit, if the folder
+            cannot be made or written to.
     """
 
     def __init__(
@@ -57,10 +61,20 @@ class Fitted(DropIn):
         steps: int,
         seed: int,
         rank: int | None = None,
-        cache: Path | None = None,
+        cache: str | os.PathLike | None = None,
     ):
+        c, h, w = source.shape
+        as_whole_number(p, "p", 1, min(h, w))
+        if rank is not None:
+            as_whole_number(rank, "rank", 1, c * p * p)
+        for name, number in (("m", m), ("steps", steps)):
+            as_whole_number(number, name, name == "m")
         self._source, self._rank, self._cache = source, rank, cache
         self._how = {"p": p, "m": m, "steps": steps, "seed": seed}
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name} = {value}" for name, value in self._how.items())
+        return f"Fitted({self._source!r}, {told}, rank = {self._rank})"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,13 +84,14 @@ class Fitted(DropIn):
     @cached_property
     def mixture(self) -> Mixture:
         """The mixture, from its file if it was fitted before; one that is broken is replaced."""
-        folder = (self._cache or home()) / "mixtures"
+        folder = home(self._cache) / "mixtures"
         path, device = folder / f"{self._name()}.safetensors", self._source.parts[0].device
-        with suppress(FileNotFoundError, ValueError):
+        with suppress(FileNotFoundError, NotADirectoryError, ValueError):
             return mixtures.read(path).to(device)
-        folder.mkdir(parents=True, exist_ok=True)
-        try_writing(folder, "cache")
-        found = mixtures.fit(self._source, **self._how)
+        with suppress(OSError):  # which the next line tells
+            folder.mkdir(parents=True, exist_ok=True)
+        try_writing(folder, "FPMC_DATA" if self._cache is None else "cache")
+        found = mixtures.fit(self._source, **self._how, progress=True)
         mixtures.write(path, found if self._rank is None else found.of_rank(self._rank))
         return mixtures.read(path).to(device)
 

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fpmc.checks import kind
 from fpmc.collection import FPMC
 from fpmc.operators import Box, Dense, Identity, Ones, Operator
 from fpmc.source import Source, as_source
@@ -69,7 +70,7 @@ def load(collection: str | os.PathLike, source: Source, *, budget: int | None = 
 
     Raises:
         FileNotFoundError: If there is no such folder, or no tuned level in it.
-        TypeError: If the source is none.
+        TypeError: If the source is none, or the collection neither a name nor a path.
         ValueError: If a file cannot be read, or is for images of another shape.
     """
     source = as_source(source)
@@ -87,7 +88,13 @@ def load(collection: str | os.PathLike, source: Source, *, budget: int | None = 
 
 
 def folder_of(collection: str | os.PathLike) -> Path:
-    """Where a tuned collection lies: the folder itself, or that of a name in :data:`SHIPPED`."""
+    """Where a tuned collection lies: the folder itself, or that of a name in :data:`SHIPPED`.
+
+    Raises:
+        TypeError: If it is neither a name nor a path.
+    """
+    if not isinstance(collection, str | os.PathLike):
+        raise TypeError(f"collection: got {kind(collection)}, wanted a name or a path")
     return FOLDER / collection if collection in SHIPPED else Path(collection).expanduser()
 
 
@@ -223,7 +230,7 @@ def _operator(described: Mapping[str, Any], tensors: Mapping[str, Tensor], name:
     peaks, there, values = (tensors[f"{name}.{part}"] for part in ("peaks", "there", "values"))
     count = described["k"] * math.prod(shape)
     use = torch.from_numpy(np.unpackbits(there.numpy(), count=count)).bool()
-    matrix = torch.zeros(count)
+    matrix = torch.zeros(count, dtype=torch.float32)
     matrix[use] = values.float()
     return Dense((matrix.view(described["k"], -1) * peaks.unsqueeze(1)).view(-1, *shape))
 

@@ -69,10 +69,10 @@ class Fused:
 
     def open(self) -> Float[Tensor, " p"]:
         """The largest of the centred images' squares for each pixel."""
-        self.delta = torch.empty(min(ROWS, self.n), self.q_base.shape[1])
-        self.tile = torch.empty(min(ROWS, self.n), self.r_base.shape[1])
-        self.w = torch.empty(self.n * self.groups[-1].stop)
-        zero = torch.zeros(self.q_base.size)
+        self.delta = torch.empty(min(ROWS, self.n), self.q_base.shape[1], dtype=torch.float32)
+        self.tile = torch.empty(min(ROWS, self.n), self.r_base.shape[1], dtype=torch.float32)
+        self.w = torch.empty(self.n * self.groups[-1].stop, dtype=torch.float32)
+        zero = torch.zeros(self.q_base.size, dtype=torch.float32)
         return torch.stack([self.differences(zero, rows).amax(0) for rows in split(self.n)]).amax(0)
 
     @property
@@ -103,12 +103,12 @@ class Fused:
     def found(self, ell: Float[Tensor, "n k"], peak: Float[Tensor, " k"], cut, fine) -> list[Found]:
         """The images that carry weight for each group of estimators; see there."""
         weights, peaks = ell.numpy(), peak.numpy()
-        totals = torch.zeros(-(-self.n // BLOCK), ell.shape[1])
+        totals = torch.zeros(-(-self.n // BLOCK), ell.shape[1], dtype=torch.float32)
         sums = totals.numpy()
         self._side_by_side(
             lambda begin, end: kernels.weigh(weights, peaks, begin, end, sums), self.n
         )
-        scores = torch.empty(self.n, len(self.groups))
+        scores = torch.empty(self.n, len(self.groups), dtype=torch.float32)
         share, into = (1 / totals.sum(0)).numpy(), scores.numpy()
 
         def rate(begin: int, end: int) -> None:
@@ -147,7 +147,7 @@ class Fused:
 
         They are NaN where the peak is, which compiled passes would lose.
         """
-        totals = torch.zeros(-(-len(index) // BLOCK), w.shape[1])
+        totals = torch.zeros(-(-len(index) // BLOCK), w.shape[1], dtype=torch.float32)
         arrays = (ell.numpy(), index.numpy(), group.start)
         into = (w.numpy(), totals.numpy())
         self._side_by_side(
@@ -157,7 +157,7 @@ class Fused:
 
     def mixed(self, found: Found, r: Float[Tensor, "k p"]) -> Float[Tensor, " d"]:
         """Σ_n (Rᵀ w_n) ⊙ x_n."""
-        total = torch.zeros(-(-ROWS // BLOCK), *self.r_base.shape)
+        total = torch.zeros(-(-ROWS // BLOCK), *self.r_base.shape, dtype=torch.float32)
         into, covered = total.numpy(), 0
         for part in split(len(found.w)):
             rows = self.rows[found.index[part].numpy()]

@@ -11,7 +11,7 @@ from torch import Tensor
 from fpmc.checks import as_images, kind
 from fpmc.source import Source, to_float
 
-__all__ = ["Tuned", "as_pixels", "digest", "disjoint", "fingerprints", "fresh"]
+__all__ = ["Tuned", "as_pixels", "digest", "disjoint", "fingerprints", "fresh", "see_some_left"]
 
 CHUNK = 1024
 """Images at a time."""
@@ -57,6 +57,26 @@ class Tuned:
         same = {position for i in index.tolist() for position in self.copies[i]}
         found = {position for one in same for position in self.families.get(one, [one])}
         return torch.tensor(sorted(found), dtype=torch.long)
+
+
+def see_some_left(
+    source: Source, without: Int[Tensor, " m"], only: Int[Tensor, " n"] | None, batch: int
+) -> None:
+    """See that a step has source images left, of all or of those drawn.
+
+    Raises:
+        ValueError: If the batch's images, with their copies, are all that there is.
+    """
+    left = torch.ones(len(source), dtype=torch.bool)
+    if source.log_weights is not None:
+        left = source.log_weights.cpu() > -torch.inf
+    left[without] = False
+    if not (left if only is None else left[only]).any():
+        drawn = "" if only is None else f", of which {len(only)} were drawn (subset)"
+        raise ValueError(
+            f"batch: got {batch}, wanted fewer: a step leaves its images and their copies out of "
+            f"the source, and none is left of its {len(source)} images{drawn}"
+        )
 
 
 def _families(source: Source) -> dict[int, list[int]]:

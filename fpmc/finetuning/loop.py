@@ -21,7 +21,7 @@ from tqdm import tqdm
 from fpmc.checks import as_device, as_not_negative
 from fpmc.collection import FPMC, Operators
 from fpmc.diffusion import Denoiser
-from fpmc.finetuning.images import Tuned, digest, disjoint
+from fpmc.finetuning.images import Tuned, digest, disjoint, see_some_left
 from fpmc.finetuning.module import SoftFPMC
 from fpmc.finetuning.outcome import HeldOut, answer, noisy, write
 from fpmc.finetuning.settings import Settings
@@ -104,8 +104,9 @@ def finetune(
 
     Raises:
         TypeError: If an argument is of another type, or the denoiser has no operators.
-        ValueError: If a setting lies outside its range, an image is in two of the sets, the network
-            is for images of another shape, or ``out`` cannot be written to or holds another run.
+        ValueError: If a setting lies outside its range, an image is in two of the sets, a batch is
+            all that there is of the source, the network is for images of another shape, or ``out``
+            cannot be written to or holds another run.
         OSError: If a file cannot be written; what was saved before stays.
 
     A loss that is not finite ends the run with a warning, and with the best collection so far.
@@ -244,6 +245,7 @@ class _Run:
             drawn = torch.randperm(len(self.source), generator=seed_of(settings.seed, 2, self.step))
             only = drawn[: settings.subset].sort().values
         options = {"without": self.tuned.positions(index), "only": only, "cut": settings.cut}
+        see_some_left(self.source, options["without"], only, size)
         self.optimizer.zero_grad()
         loss = self.shared.backward(self.module, z, target, settings.sigma, **options)
         if not loss.isfinite():

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import fpmc
-from fpmc.checks import as_answer
+from fpmc.checks import as_answer, kind
 from fpmc.collection import FPMC
 from fpmc.finetuning.files import packed, write_level, write_text
 from fpmc.finetuning.images import as_pixels, fingerprints
@@ -84,7 +84,7 @@ def noisy(
     x: Float[Tensor, "b c h w"], sigma: float, generator: torch.Generator, device: torch.device
 ) -> Float[Tensor, "b c h w"]:
     """Noisy images z ~ N(x, σ² I) on a device, with noise that is the same for every device."""
-    noise = torch.randn(x.shape, generator=generator)
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float32)
     return x.to(device) + sigma * noise.to(device)
 
 
@@ -95,10 +95,12 @@ def answer(
     """A denoiser's answer to many noisy images, some at a time.
 
     Raises:
-        TypeError: If it is no tensor.
+        TypeError: If it is no tensor, or the denoiser cannot be called.
         ValueError: If it has another shape than z, or the denoiser is for images of another.
     """
     shape = tuple(z.shape[1:])
+    if not callable(denoiser):
+        raise TypeError(f"{name}: got {kind(denoiser)}, wanted a denoiser")
     if tuple(getattr(denoiser, "shape", shape)) != shape:
         raise ValueError(f"{name}: got one for images of {denoiser.shape}, wanted one for {shape}")
     try:

@@ -72,7 +72,7 @@ class Plain:
     def open(self) -> Float[Tensor, " p"]:
         """Read the images; the largest of the centred images' squares for each pixel."""
         self.x = self.read(slice(0, self.n)) if self.held else None
-        self.squares = torch.empty(self.n, self.q_view[1], device=self.device)
+        self.squares = torch.empty(self.n, self.q_view[1], device=self.device, dtype=torch.float32)
         for rows in split(self.n):
             x = self._images(rows).view(-1, *self.q_view)
             torch.sum(x.square(), 1, out=self.squares[rows])
@@ -111,7 +111,7 @@ class Plain:
     def mixed(self, found: Found, r: Float[Tensor, "k p"]) -> Float[Tensor, " d"]:
         """Σ_n (Rᵀ w_n) ⊙ x_n, of these estimators' rows of R."""
         rows = split(len(found.w))
-        sums = torch.zeros(rows[0].stop, *self.r_view, device=self.device)
+        sums = torch.zeros(rows[0].stop, *self.r_view, device=self.device, dtype=torch.float32)
         for part in rows:
             mixed, x = found.w[part] @ r, self._piece(found, part).view(-1, *self.r_view)
             for c in range(self.r_view[0]):

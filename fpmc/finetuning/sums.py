@@ -55,7 +55,7 @@ class Sums:
         self.to_q, self.to_r = (
             torch.zeros_like(m) if want else None for m, want in zip((q, r), wanted, strict=True)
         )
-        self.ell = torch.empty(self.n, len(q), device=device)
+        self.ell = torch.empty(self.n, len(q), device=device, dtype=torch.float32)
         self.prior, self.gone = self._prior(), self._left_out(without)
         self.fine = (self.images.open() @ self.q_t).abs().max().item() > COARSE
         self.cut = cut / DOUBT if self.fine else cut

@@ -6,11 +6,13 @@ orthonormal again.
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from fpmc.checks import kind
 from fpmc.mixtures.mixture import Mixture
 from fpmc.storage import whole
 
@@ -28,7 +30,10 @@ def write(path: str | os.PathLike, mixture: Mixture) -> None:
 
     Raises:
         OSError: If it cannot be written.
+        TypeError: If it is no mixture.
     """
+    if not isinstance(mixture, Mixture):
+        raise TypeError(f"mixture: got {kind(mixture)}, wanted a Mixture")
     with whole(path) as beside:
         beside.write_bytes(safetensors.torch.save(_tensors(mixture)))
 
@@ -40,8 +45,9 @@ def read(path: str | os.PathLike) -> Mixture:
         FileNotFoundError: If there is no such file.
         ValueError: If it is cut short or is none of these.
     """
+    content = Path(path).read_bytes()
     try:
-        return _mixture_of(safetensors.torch.load_file(str(path)))
+        return _mixture_of(safetensors.torch.load(content))
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: no mixture can be read from it ({error})") from error
 

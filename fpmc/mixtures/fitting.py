@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
+from tqdm import tqdm
 
 from fpmc.checks import as_positive, as_whole_number
 from fpmc.mixtures.mixture import CHUNK, Mixture, all_patches
@@ -14,6 +15,9 @@ from fpmc.seeds import own_stream
 from fpmc.source import Source, as_source
 
 __all__ = ["fit"]
+
+DELAY = 5
+"""Seconds before a bar is shown."""
 
 
 @without_autograd
@@ -27,6 +31,7 @@ def fit(
     floor: float = 1e-3,
     seed: int | torch.Generator | None = None,
     generator: torch.Generator | None = None,
+    progress: bool = False,
 ) -> Mixture:
     r"""A mixture of m Gaussians on a source's patches, by expectation and maximisation.
 
@@ -46,6 +51,7 @@ def fit(
         floor: ε > 0, the least variance.
         seed: A seed or a generator, for the patches and the start; 0 if left out.
         generator: A generator, in the seed's place.
+        progress: Whether to show a bar, where the fit takes more than a few seconds.
 
     Raises:
         TypeError: If a number is not whole.
@@ -60,7 +66,8 @@ def fit(
     start = x[torch.randperm(len(x), generator=noise)[:m]]
     nearest = torch.cat([torch.cdist(part, start).argmin(1) for part in x.split(CHUNK)])
     mixture = _maximised(x, one_hot(nearest, m).double(), source.shape, p, floor)
-    for _ in range(as_whole_number(steps, "steps", 0)):
+    rounds = range(as_whole_number(steps, "steps", 0))
+    for _ in tqdm(rounds, desc="fitting a mixture", disable=not progress, delay=DELAY):
         parts = (mixture.log_weights(part, 0.0).softmax(1) for part in x.split(CHUNK))
         mixture = _maximised(x, torch.cat(list(parts)), source.shape, p, floor)
     return mixture

@@ -109,8 +109,11 @@ class Mixture(DropIn):
                 f"values: got shape {tuple(values.shape)}, and {tuple(rest.shape)} of rest and "
                 f"{(n, d, r)} of vectors, wanted (l, r), (l,) and (l, d, r)"
             )
-        if min(values.min(), rest.min()) < 0:
-            raise ValueError("values: got negative ones, wanted variances")
+        for name, value in (("values", values), ("rest", rest)):
+            if not ((value >= 0) & value.isfinite()).all():
+                raise ValueError(f"{name}: got negative, NaN or infinite ones, wanted variances")
+        if not vectors.isfinite().all():
+            raise ValueError("vectors: got NaN or infinite values, wanted finite ones")
         u, upper = torch.linalg.qr(vectors.detach().double())
         made = cls(shape, weights, means, torch.zeros(1, d, d, dtype=u.dtype))
         made.eigenvalues, made.rest = values.detach().double(), rest.detach().double()

@@ -179,7 +179,7 @@ def _opened(path: str | os.PathLike) -> Iterator[Mapping[str, np.ndarray]]:
     try:
         loaded = np.load(path, allow_pickle=False)
         with nullcontext(loaded) if isinstance(loaded, np.ndarray) else loaded as file:
-            if isinstance(file, np.ndarray) or "maps" not in file:
+            if isinstance(file, np.ndarray) or not {"maps", "sigmas"} <= set(file):
                 raise ValueError(f"it has no maps{_described(file)}")
             yield file
     except FileNotFoundError as error:
