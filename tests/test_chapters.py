@@ -56,14 +56,14 @@ def written(tmp_path):
 
 def test_times_are_those_that_the_kernel_computed(written):
     asleep, busy = (
-        chapters.execute(written(f"import time\nend = time.{clock}() + 3\nwhile {do}: pass"))
+        chapters.execute(written(f"import time\nend = time.{clock}() + 2\nwhile {do}: pass"))
         for clock, do in (
             ("monotonic", "time.sleep(0.1) or time.monotonic() < end"),
             ("process_time", "time.process_time() < end"),
         )
     )
-    assert asleep.seconds > 3
-    assert busy.cpu_seconds > asleep.cpu_seconds + 1.5
+    assert asleep.seconds > 2
+    assert busy.cpu_seconds > asleep.cpu_seconds + 1
 
 
 def test_a_chapter_is_executed_once_and_again_for_other_code(written, tmp_path, monkeypatch):

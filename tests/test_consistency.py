@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import chapters
@@ -22,6 +22,18 @@ from tests.notebooks.regenerate import stored
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@cache
+def written(chapter):
+    """The cells of a chapter."""
+    return jupytext.read(chapter).cells
+
+
+@cache
+def kept(chapter):
+    """The cells of a chapter's stored notebook."""
+    return nbformat.read(stored(chapter), 4).cells
 
 
 def pins():
@@ -145,40 +157,40 @@ class TestChapters:
 
     def test_the_stored_notebook_is_up_to_date(self, chapter):
         assert stored(chapter).exists(), f"{stored(chapter)} is missing: run make notebooks"
-        ours = [c.source for c in jupytext.read(chapter).cells if c.cell_type == "code"]
-        theirs = [cell.source for cell in nbformat.read(stored(chapter), 4).cells]
+        ours = [c.source for c in written(chapter) if c.cell_type == "code"]
+        theirs = [cell.source for cell in kept(chapter)]
         assert ours == theirs, f"{stored(chapter).name} is out of date: run make notebooks"
 
     def test_the_stored_notebook_holds_code_and_text_alone(self, chapter):
-        for cell in nbformat.read(stored(chapter), 4).cells:
+        for cell in kept(chapter):
             assert cell.cell_type == "code"
             for output in cell.get("outputs", []):
                 assert output.output_type in ("stream", "execute_result", "display_data")
                 assert set(output.get("data", {})) <= {"text/plain", "text/markdown"}
 
     def test_the_parameters_are_the_first_code(self, chapter):
-        code = [cell for cell in jupytext.read(chapter).cells if cell.cell_type == "code"]
+        code = [cell for cell in written(chapter) if cell.cell_type == "code"]
         assert "parameters" in code[0].metadata.get("tags", [])
 
     def test_code_is_short_enough_to_read(self, chapter):
-        for cell in jupytext.read(chapter).cells:
+        for cell in written(chapter):
             if cell.cell_type == "code":
                 lines = cell.source.splitlines()
                 assert max(map(len, lines)) <= 80, cell.source
                 assert len(lines) <= 22, cell.source
 
     def test_something_is_checked(self, chapter):
-        cells = jupytext.read(chapter).cells
+        cells = written(chapter)
         tags = {tag for cell in cells for tag in cell.metadata.get("tags", [])}
         assert "nbval-check-output" in tags or chapter.stem == "intro"
 
     def test_what_is_checked_is_not_empty(self, chapter):
-        for cell in nbformat.read(stored(chapter), 4).cells:
+        for cell in kept(chapter):
             if "nbval-check-output" in cell.metadata.get("tags", []):
                 assert cell.outputs, cell.source
 
     def test_chapters_use_public_names(self, chapter):
-        for cell in jupytext.read(chapter).cells:
+        for cell in written(chapter):
             if cell.cell_type == "code":
                 assert not re.search(r"(?<!\w)(?:\w+\.)+_[a-z]", cell.source), cell.source
 

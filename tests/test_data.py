@@ -104,9 +104,12 @@ def test_no_pixel_of_a_photograph_is_in_both_splits(name, side):
             allowed = is_test if split == "test" else photos._is_train(name, scale)
             places = photos._places(allowed, side)
             assert len(places) > 0
-            for row, column in places:
-                top, left = row * scale, column * scale
-                used[split][top : top + side * scale, left : left + side * scale] = True
+            seen = np.zeros(allowed.shape, bool)
+            seen[tuple(places.T)] = True  # the corners; then all that lies below and right of them
+            for axis in (0, 1):
+                seen = np.logical_or.reduce([np.roll(seen, i, axis) for i in range(side)])
+                seen = seen.repeat(scale, axis)
+            used[split][: seen.shape[0], : seen.shape[1]] |= seen
     assert not (used["train"] & used["test"]).any()
 
 

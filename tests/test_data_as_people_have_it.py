@@ -570,6 +570,19 @@ def resident():
     return int(line.split()[1]) * 1024
 
 
+@pytest.fixture(scope="class")
+def fashion_files():
+    """Images by part, and the four files by name, in their layout: (images, {name: bytes})."""
+    images = {"train": random_images(12_000, (28, 28)), "t10k": random_images(2_500, (28, 28))}
+    contents = {}
+    for part, array in images.items():
+        labels = (np.arange(len(array)) % 10).astype(np.uint8)
+        for name, values in (("images-idx3", array), ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
+            contents[f"{part}-{name}-ubyte"] = head + values.tobytes()
+    return images, contents
+
+
 class TestFashion:
     def test_the_classes_take_turns(self):
         data = load("fashion")
@@ -578,21 +591,16 @@ class TestFashion:
 
     @pytest.mark.parametrize("folder", [".", "fashion-mnist", "FashionMNIST/raw"])
     @pytest.mark.parametrize("packed", [True, False])
-    def test_more_come_from_the_original_files(self, tmp_path, monkeypatch, folder, packed):
+    def test_more_come_from_the_original_files(
+        self, fashion_files, tmp_path, monkeypatch, folder, packed
+    ):
         """The files' layout, with images and hashes of this test's own."""
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        images = {"train": random_images(12_000, (28, 28)), "t10k": random_images(2_500, (28, 28))}
-        hashes = {}
-        for part, array in images.items():
-            for name, values, kind in (
-                (f"{part}-images-idx3-ubyte", array, 3),
-                (f"{part}-labels-idx1-ubyte", (np.arange(len(array)) % 10).astype(np.uint8), 1),
-            ):
-                content = bytes([0, 0, 8, kind]) + np.array(values.shape, ">i4").tobytes()
-                content += values.tobytes()
-                hashes[name] = fashion.hashlib.sha256(content).hexdigest()
-                path = tmp_path / folder / (f"{name}.gz" if packed else name)
-                path.write_bytes(gzip.compress(content, 1) if packed else content)
+        (images, contents), hashes = fashion_files, {}
+        for name, content in contents.items():
+            hashes[name] = fashion.hashlib.sha256(content).hexdigest()
+            path = tmp_path / folder / (f"{name}.gz" if packed else name)
+            path.write_bytes(gzip.compress(content, 0) if packed else content)
         monkeypatch.setattr(fashion, "FILES", hashes)
         data = load("fashion", tmp_path, n_train=12_000)
         assert torch.equal(data.train[:, 0], torch.from_numpy(images["train"]))
