@@ -38,6 +38,9 @@ def pytest_xdist_auto_num_workers(config):
 def pytest_xdist_make_scheduler(config, log):
     """Give a notebook's cells to one worker, and what processes found to one: found but once.
 
+    A test's parameters go to one worker, too. xdist looks through all groups after each test, and
+    starts the largest first.
+
     pytest-xdist 3.8 has ``--dist loadgroup`` for that, which with pytest 9.2 has no effect: it
     renames tests by an attribute that pytest no longer reads.
     """
@@ -46,7 +49,7 @@ def pytest_xdist_make_scheduler(config, log):
     class ByWhatIsShared(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.split("::")[0]
-            return file if file.endswith((".ipynb", *TOGETHER)) else nodeid
+            return file if file.endswith((".ipynb", *TOGETHER)) else nodeid.split("[")[0]
 
     return ByWhatIsShared(config, log) if config.getvalue("dist") == "load" else None
 
