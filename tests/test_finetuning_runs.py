@@ -59,6 +59,7 @@ def _wider(denoiser, z, sigma):
     return denoiser(z, 2 * sigma)
 
 
+@pytest.mark.sweep
 def test_a_network_that_is_a_collection_is_recovered():
     network, q = target()
     start = fpmc.FPMC(Dense(torch.ones_like(q)), Identity(PIXELS), SOURCE)
@@ -69,6 +70,7 @@ def test_a_network_that_is_a_collection_is_recovered():
     assert relative(got, q) < 0.25 * relative(torch.ones_like(q), q)
 
 
+@pytest.mark.sweep
 def test_a_factor_that_sigma_absorbs_is_found():
     q = 4 * BINARY.clamp(max=1)
     given = fpmc.FPMC(Dense(q), Identity(PIXELS), SOURCE)
@@ -79,6 +81,7 @@ def test_a_factor_that_sigma_absorbs_is_found():
     assert seen.log().abs().max() < 0.15
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("learn", ["qr", "q", "r"])
 @pytest.mark.parametrize("rate", [0.05, 3.0])
 def test_what_is_returned_is_never_worse(rate, learn):
