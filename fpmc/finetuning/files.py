@@ -43,6 +43,9 @@ __all__ = [
 
 FORMAT = "fpmc tuned collection 1"
 
+ENDINGS = (".safetensors", ".safetensors.xz")
+"""How the names of a noise level's files end; the second are compressed."""
+
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 1, "pb": 1}]
 """How files are compressed: most of what they hold are numbers of two bytes."""
 
@@ -111,9 +114,7 @@ def digest(collection: str | os.PathLike) -> str:
 
 def _paths(folder: Path) -> list[Path]:
     """The files of a folder's noise levels."""
-    paths = sorted(
-        path for ending in ("", ".xz") for path in folder.glob(f"sigma-*.safetensors{ending}")
-    )
+    paths = sorted(path for end in ENDINGS for path in folder.glob(f"sigma-*{end}"))
     if not paths:
         known = f", or one of {', '.join(SHIPPED)}" if SHIPPED else ""
         raise FileNotFoundError(f"{folder}: no tuned noise levels there, wanted a folder{known}")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fpmc.finetuning.files import level_name
+from fpmc.finetuning.files import ENDINGS, level_name
 from fpmc.finetuning.settings import Settings
 from fpmc.storage import reason, try_writing, whole
 
@@ -74,8 +74,7 @@ class Saved:
         if self.folder is None:
             return
         if not self.path.exists():
-            ends = (".safetensors", ".safetensors.xz")
-            if any((self.folder / f"{self.name}{end}").exists() for end in ends):
+            if any((self.folder / f"{self.name}{end}").exists() for end in ENDINGS):
                 raise ValueError(
                     f"out: {self.folder} holds {self.name} tuned and no state to go on from; "
                     "nothing was changed, name another folder"
