@@ -236,6 +236,9 @@ def test_compressed_operators_are_the_same_bits_and_have_the_same_digest(tmp_pat
     assert files.digest(plain) == files.digest(small)
     z = torch.randn(2, *SOURCE.shape)
     assert torch.equal(load(plain, SOURCE)(z, 0.3), load(small, SOURCE)(z, 0.3))
+    (small / "sigma-2.5.safetensors").write_bytes((plain / "sigma-2.5.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"small: got sigma-2\.5\.safetensors twice"):
+        load(small, SOURCE)
     write_level(tmp_path / "a.safetensors.xz", 0.25, op, op)
     assert (tmp_path / "a.safetensors.xz").read_bytes().startswith(b"\xfd7zXZ")
     assert torch.equal(

@@ -74,7 +74,7 @@ def load(collection: str | os.PathLike, source: Source, *, budget: int | None = 
     Raises:
         FileNotFoundError: If there is no such folder, or no tuned level in it.
         TypeError: If the source is none, or the collection neither a name nor a path.
-        ValueError: If a file cannot be read, or is for images of another shape.
+        ValueError: If a file cannot be read, is for images of another shape, or is there twice.
     """
     source = as_source(source)
     levels = {}
@@ -118,6 +118,9 @@ def _paths(folder: Path) -> list[Path]:
     if not paths:
         known = f", or one of {', '.join(SHIPPED)}" if SHIPPED else ""
         raise FileNotFoundError(f"{folder}: no tuned noise levels there, wanted a folder{known}")
+    names = [path.name.removesuffix(".xz") for path in paths]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{folder}: got {twice[0]} twice, as it is and compressed, wanted one")
     return paths
 
 
