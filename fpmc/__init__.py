@@ -67,7 +67,7 @@ __all__ = [
 
 
 LATER = ("kernels", "plotting", "results", "widths")
-"""Modules that are imported when they are asked for, as Matplotlib with one of them."""
+"""Modules that are imported when they are asked for; plotting brings Matplotlib."""
 
 
 def __getattr__(name: str) -> ModuleType:
